@@ -1,0 +1,58 @@
+# Every target makes .venv itself when it is missing or older than pyproject.toml or constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types format bench clean
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Options: PYTHON=python3.12 (for a new $(VENV)), ARGS='...' (passed on by demo, test, test-all and bench)"
+
+setup: $(READY) ## make or refresh .venv
+
+demo: $(READY) ## pictures without and with the cache, in demo_out/
+	$(BIN)/cache-dit demo --out demo_out $(ARGS)
+
+test: $(READY) ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY) ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff: format and rules, changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY) ## ruff: format, and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+bench: $(READY) ## what the wrapper costs on this machine
+	$(BIN)/python bench/overhead.py $(ARGS)
+
+clean: ## remove what was built, measured or drawn; keeps .venv and .cache
+	rm -rf build dist demo_out .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# torch comes first and from the constraints, so that nothing below can choose another build of it.
+$(READY): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory new-venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# Some systems ship venv without ensurepip: then the pip that is there installs one.
+.PHONY: new-venv
+new-venv:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' here; Python 3.10 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: Python 3.10 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); pass another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version); torch and diffusers are large, so the first time takes some minutes"
+	@$(PYTHON) -m venv $(VENV) >/dev/null || { \
+	  $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }

@@ -1,0 +1,85 @@
+"""cache_dit: a cache for Diffusion Transformers, put on with one line: ``cache_dit.enable_cache(pipe)``."""
+
+from cache_dit.caching import (
+    BlockAdapter,
+    CacheStats,
+    ForwardPattern,
+    disable_cache,
+    enable_cache,
+    get_adapter,
+    refresh_context,
+    session,
+    steps_mask,
+    strify,
+    summary,
+    supported_pipelines,
+)
+from cache_dit.config import (
+    BasicCacheConfig,
+    CacheType,
+    CalibratorConfig,
+    DBCacheConfig,
+    ParamsModifier,
+    TaylorSeerCalibratorConfig,
+    block_range,
+    cache_type,
+)
+from cache_dit.errors import (
+    CacheDitError,
+    ConfigError,
+    MissingDependencyError,
+    PatternMismatchError,
+    SessionError,
+    UnsupportedModelError,
+)
+
+__version__ = "1.2.0"
+version_tuple = (1, 2, 0)
+
+NONE = CacheType.NONE
+DBCache = CacheType.DBCache
+Pattern_0 = ForwardPattern.Pattern_0
+Pattern_1 = ForwardPattern.Pattern_1
+Pattern_2 = ForwardPattern.Pattern_2
+Pattern_3 = ForwardPattern.Pattern_3
+Pattern_4 = ForwardPattern.Pattern_4
+Pattern_5 = ForwardPattern.Pattern_5
+
+__all__ = [
+    "NONE",
+    "BasicCacheConfig",
+    "BlockAdapter",
+    "CacheDitError",
+    "CacheStats",
+    "CacheType",
+    "CalibratorConfig",
+    "ConfigError",
+    "DBCache",
+    "DBCacheConfig",
+    "ForwardPattern",
+    "MissingDependencyError",
+    "ParamsModifier",
+    "PatternMismatchError",
+    "Pattern_0",
+    "Pattern_1",
+    "Pattern_2",
+    "Pattern_3",
+    "Pattern_4",
+    "Pattern_5",
+    "SessionError",
+    "TaylorSeerCalibratorConfig",
+    "UnsupportedModelError",
+    "__version__",
+    "block_range",
+    "cache_type",
+    "disable_cache",
+    "enable_cache",
+    "get_adapter",
+    "refresh_context",
+    "session",
+    "steps_mask",
+    "strify",
+    "summary",
+    "supported_pipelines",
+    "version_tuple",
+]

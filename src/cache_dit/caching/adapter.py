@@ -1,0 +1,415 @@
+"""A user's own description of a model, and its normal form: transformers, each with chains of block lists."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_dit.caching.pattern import ENCODER, HIDDEN, JOINS, BlockIO, CallRules, ForwardPattern, Join
+from cache_dit.config.modifier import ParamsModifier
+from cache_dit.errors import ConfigError, UnsupportedModelError
+
+#: The block lists that ``auto=True`` considers, by the beginning of their names.
+BLOCK_PREFIXES = (
+    "transformer",
+    "single_transformer",
+    "blocks",
+    "layers",
+    "single_stream_blocks",
+    "double_stream_blocks",
+)
+
+
+class FakeDiffusionPipeline:
+    """Stands for the pipeline of a transformer that has none.
+
+    Args:
+        transformer: the transformer.
+    """
+
+    def __init__(self, transformer: torch.nn.Module | None = None) -> None:
+        self.transformer = transformer
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """Blocks that are called one after the other in one way.
+
+    Args:
+        name: the attribute they are found under, for reports.
+        blocks: the blocks, in call order.
+        pattern: what goes in and out.
+        streams: the names of H and E in the blocks' ``forward``.
+    """
+
+    name: str
+    blocks: tuple[torch.nn.Module, ...]
+    pattern: ForwardPattern
+    streams: tuple[str, str] = (HIDDEN, ENCODER)
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """Block lists with one decision and one residual."""
+
+    lists: tuple[BlockList, ...]
+    join: Join = None
+    modifier: ParamsModifier | None = None
+    strict: bool = False
+
+    @property
+    def name(self) -> str:
+        """The names of its lists."""
+        return "+".join(blocks.name for blocks in self.lists)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A transformer and its chains."""
+
+    transformer: torch.nn.Module
+    chains: tuple[ChainSpec, ...]
+
+
+@dataclass
+class BlockAdapter:
+    """Describes where a model's blocks are and how they are called, for a model without a record of its own.
+
+    Every description may be a scalar, a list, or a list of lists: one transformer with one block list, one with
+    several, or several transformers. What is not nested is taken for all.
+
+    Args:
+        pipe: the pipeline, or None for bare transformers.
+        transformer: the transformer(s); ``pipe.transformer`` when None.
+        blocks: the block list(s): ``ModuleList`` or any sequence of modules, in call order.
+        blocks_name: their attribute names, for reports; found by identity when None.
+        unique_blocks_name: names that tell lists of one name apart; filled in when empty.
+        dummy_blocks_names: names of lists that ``blocks`` already contains (a merged list): for information only,
+            since blocks are intercepted where they stand.
+        forward_pattern: the pattern(s) of the block lists.
+        params_modifiers: options that differ from the common ones, one per block list, in order.
+        check_forward_pattern: whether names in the pattern must be arguments of the blocks' ``forward``; when None,
+            only for models of diffusers without hooks.
+        check_num_outputs: whether the number of tensors in ``forward``'s return annotation must fit the pattern.
+        patch_functor: an object with ``apply(transformer)``, called once; models need none for the cache.
+        has_separate_cfg: whether conditional and unconditional calls take turns without ``cache_context``.
+        auto: find the block list in ``pipe.transformer`` by name and pattern.
+        allow_prefixes, check_prefixes, allow_suffixes, check_suffixes: which lists (by attribute name) and blocks (by
+            class name) ``auto`` considers.
+        blocks_policy: whether ``auto`` takes the longest ("max") or the shortest ("min") list.
+        skip_post_init: leave everything as it was given.
+        merge: treat all block lists of a transformer as one chain with one decision.
+        join: how the second of two merged lists takes over: None with both streams as they are, ``"eh"`` with
+            cat(E, H), ``"he"`` with cat(H, E) as its H.
+        stream_names: the names of H and E in the blocks' ``forward``, or one pair per block list.
+        rules: which calls of the transformer must compute, or are no step.
+
+    Raises:
+        ConfigError: if parts are missing or do not fit each other.
+        PatternMismatchError: if a block does not fit its pattern.
+    """
+
+    pipe: Any = None
+    transformer: torch.nn.Module | list[torch.nn.Module] | None = None
+    blocks: Any = None
+    blocks_name: Any = None
+    unique_blocks_name: Any = field(default_factory=list)
+    dummy_blocks_names: Any = field(default_factory=list)
+    forward_pattern: Any = None
+    params_modifiers: Any = None
+    check_forward_pattern: bool | None = None
+    check_num_outputs: bool = False
+    patch_functor: Any = None
+    has_separate_cfg: bool = False
+    auto: bool = False
+    allow_prefixes: list[str] = field(default_factory=lambda: list(BLOCK_PREFIXES))
+    check_prefixes: bool = True
+    allow_suffixes: list[str] = field(default_factory=lambda: ["TransformerBlock"])
+    check_suffixes: bool = False
+    blocks_policy: str = "max"
+    skip_post_init: bool = False
+    merge: bool = False
+    join: Join = None
+    stream_names: Any = None
+    rules: CallRules = field(default_factory=CallRules)
+
+    def __post_init__(self) -> None:
+        if self.skip_post_init:
+            return
+        if self.join is not None and self.join not in JOINS:
+            raise ConfigError(f"join={self.join!r} is unknown: pass None or one of {', '.join(map(repr, JOINS))}")
+        if self.transformer is None:
+            self.transformer = getattr(self.pipe, "transformer", None)
+        if self.pipe is None:
+            self.pipe = FakeDiffusionPipeline(None if isinstance(self.transformer, list) else self.transformer)
+        if self.patch_functor is not None:
+            for transformer in as_list(self.transformer):
+                self.patch_functor.apply(transformer)
+        if self.auto:
+            self._find_blocks()
+        if self.blocks is not None and self.blocks_name is None and self.transformer is not None:
+            self.blocks_name = _names_by_identity(self)
+
+    def _find_blocks(self) -> None:
+        if isinstance(self.transformer, list):
+            raise ConfigError(
+                "auto=True finds the blocks of one transformer: pass one, or describe the blocks yourself"
+            )
+        if self.transformer is None or self.forward_pattern is None:
+            raise ConfigError("auto=True needs a pipe with a transformer (or a transformer) and a forward_pattern")
+        self.blocks, self.blocks_name = self.find_match_blocks(
+            self.transformer,
+            self.allow_prefixes,
+            self.allow_suffixes,
+            self.check_prefixes,
+            self.check_suffixes,
+            forward_pattern=self.forward_pattern,
+            blocks_policy=self.blocks_policy,
+            check_num_outputs=self.check_num_outputs,
+        )
+
+    @staticmethod
+    def auto_block_adapter(adapter: BlockAdapter) -> BlockAdapter:
+        """A copy of an adapter with ``auto=True``, its blocks found; everything else in it is kept."""
+        if not adapter.auto:
+            raise ConfigError("auto_block_adapter needs an adapter with auto=True")
+        values = {name: getattr(adapter, name) for name in adapter.__dataclass_fields__}
+        return BlockAdapter(**{**values, "blocks": None, "blocks_name": None})
+
+    @staticmethod
+    def find_blocks(transformer: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
+        """Every ``ModuleList`` that is an attribute of a transformer, by name."""
+        return {name: child for name, child in transformer.named_children() if isinstance(child, torch.nn.ModuleList)}
+
+    @staticmethod
+    def find_match_blocks(
+        transformer: torch.nn.Module,
+        allow_prefixes: Sequence[str] = BLOCK_PREFIXES,
+        allow_suffixes: Sequence[str] = ("TransformerBlock",),
+        check_prefixes: bool = True,
+        check_suffixes: bool = False,
+        *,
+        forward_pattern: ForwardPattern,
+        blocks_policy: str = "max",
+        check_num_outputs: bool = False,
+    ) -> tuple[torch.nn.ModuleList, str]:
+        """The longest ("max") or shortest ("min") block list of a transformer that fits a pattern, and its name.
+
+        Raises:
+            UnsupportedModelError: if no list fits; says which lists there are.
+        """
+        if blocks_policy not in ("max", "min"):
+            raise ConfigError(f"blocks_policy={blocks_policy!r} is unknown: pass 'max' or 'min'")
+        lists = BlockAdapter.find_blocks(transformer)
+        fitting = {
+            name: blocks
+            for name, blocks in lists.items()
+            if len(blocks)
+            and (not check_prefixes or name.startswith(tuple(allow_prefixes)))
+            and (not check_suffixes or all(type(b).__name__.endswith(tuple(allow_suffixes)) for b in blocks))
+            and BlockAdapter.match_blocks_pattern(blocks, forward_pattern, check_num_outputs=check_num_outputs)
+        }
+        if not fitting:
+            raise UnsupportedModelError(
+                f"no block list of {type(transformer).__name__} fits {forward_pattern.name} "
+                f"(found: {', '.join(lists) or 'none'}): pass blocks= and forward_pattern= yourself"
+            )
+        choose = max if blocks_policy == "max" else min
+        name = choose(fitting, key=lambda key: len(fitting[key]))
+        return fitting[name], name
+
+    @staticmethod
+    def match_block_pattern(
+        block: torch.nn.Module, forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
+    ) -> bool:
+        """Whether a block's ``forward`` has the arguments of a pattern (and as many outputs, if that is asked)."""
+        forward = inspect.signature(type(block).forward)
+        if not all(name in forward.parameters for name in forward_pattern.In):
+            return False
+        returned = str(forward.return_annotation).count("Tensor")
+        return not check_num_outputs or returned in (0, len(forward_pattern.Out))
+
+    @staticmethod
+    def match_blocks_pattern(
+        blocks: Iterable[torch.nn.Module], forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
+    ) -> bool:
+        """Whether all blocks fit a pattern."""
+        return all(
+            BlockAdapter.match_block_pattern(block, forward_pattern, check_num_outputs=check_num_outputs)
+            for block in blocks
+        )
+
+    @staticmethod
+    def nested_depth(value: Any) -> int:
+        """How deep lists are nested in ``value``: 0 for a scalar. A ``ModuleList`` is a scalar."""
+        if not isinstance(value, (list, tuple)):
+            return 0
+        return 1 + max((BlockAdapter.nested_depth(item) for item in value), default=0)
+
+    @staticmethod
+    def flatten(value: Any) -> list[Any]:
+        """The scalars in nested lists, in order."""
+        if not isinstance(value, (list, tuple)):
+            return [value]
+        return [scalar for item in value for scalar in BlockAdapter.flatten(item)]
+
+    @staticmethod
+    def is_normalized(adapter: BlockAdapter) -> bool:
+        """Whether transformers are a list, and everything about their blocks a list of lists."""
+        described = (adapter.blocks, adapter.blocks_name, adapter.forward_pattern)
+        return isinstance(adapter.transformer, list) and all(BlockAdapter.nested_depth(x) == 2 for x in described)
+
+    @staticmethod
+    def normalize(adapter: BlockAdapter, unique: bool = True) -> BlockAdapter:
+        """Bring an adapter to its normal form, in place, and return it; ``unique`` also names its lists uniquely.
+
+        Raises:
+            ConfigError: if parts are missing or do not fit each other.
+        """
+        if adapter.transformer is None or adapter.blocks is None or adapter.forward_pattern is None:
+            missing = [n for n in ("transformer", "blocks", "forward_pattern") if getattr(adapter, n) is None]
+            raise ConfigError(f"BlockAdapter lacks {', '.join(missing)}: pass it, or auto=True to find the blocks")
+        transformers = as_list(adapter.transformer)
+        blocks = _per_transformer(_listed_blocks(adapter.blocks), len(transformers), "blocks")
+        adapter.transformer, adapter.blocks = transformers, blocks
+        for name in ("forward_pattern", "blocks_name"):
+            value = _per_transformer(getattr(adapter, name), len(transformers), name)
+            setattr(adapter, name, [_spread(v, len(b), name) for v, b in zip(value, blocks)])
+        adapter.dummy_blocks_names = adapter.dummy_blocks_names or [[] for _ in transformers]
+        if unique and not adapter.unique_blocks_name:
+            adapter.unique_blocks_name = [
+                [f"{name}_{id(lst)}" for name, lst in zip(names, lists)]
+                for names, lists in zip(adapter.blocks_name, blocks)
+            ]
+        return adapter
+
+    def targets(self) -> list[Target]:
+        """The transformers and chains that this adapter describes."""
+        BlockAdapter.normalize(self)
+        modifiers = iter(self._modifiers())
+        streams = iter(self._streams())
+        targets = []
+        for transformer, lists, names, patterns in zip(
+            as_list(self.transformer), self.blocks, self.blocks_name, self.forward_pattern
+        ):
+            described = [
+                BlockList(name, tuple(blocks), pattern, next(streams))
+                for name, blocks, pattern in zip(names, lists, patterns)
+            ]
+            groups = [tuple(described)] if self.merge else [(blocks,) for blocks in described]
+            strict = self._is_strict(transformer)
+            join = self.join if self.merge else None
+            targets.append(Target(transformer, tuple(ChainSpec(g, join, next(modifiers), strict) for g in groups)))
+        return targets
+
+    def _modifiers(self) -> list[ParamsModifier | None]:
+        given = [] if self.params_modifiers is None else self.flatten(self.params_modifiers)
+        chains = len(self.blocks) if self.merge else sum(map(len, self.blocks))
+        if len(given) > chains:
+            raise ConfigError(f"{len(given)} params_modifiers for {chains} block lists: pass at most one for each")
+        return given + [None] * (chains - len(given))
+
+    def _streams(self) -> list[tuple[str, str]]:
+        lists = sum(map(len, self.blocks))
+        given = self.stream_names or (HIDDEN, ENCODER)
+        pairs = [tuple(given)] * lists if isinstance(given[0], str) else [tuple(pair) for pair in given]
+        if len(pairs) != lists:
+            raise ConfigError(f"{len(pairs)} pairs in stream_names for {lists} block lists: pass one for each")
+        return pairs
+
+    def _is_strict(self, transformer: torch.nn.Module) -> bool:
+        if hasattr(transformer, "_hf_hook") or hasattr(transformer, "_diffusers_hook"):
+            return False
+        if self.check_forward_pattern is not None:
+            return self.check_forward_pattern
+        return type(transformer).__module__.startswith("diffusers")
+
+
+def block_io(block: torch.nn.Module, blocks: BlockList, *, strict: bool) -> BlockIO:
+    """How one block is called.
+
+    Raises:
+        PatternMismatchError: if it lacks an argument that the pattern reads.
+        ConfigError: if the pattern is none.
+    """
+    if not isinstance(blocks.pattern, ForwardPattern):
+        raise ConfigError(f"forward_pattern={blocks.pattern!r} is no ForwardPattern: pass ForwardPattern.Pattern_0 … 5")
+    inner = getattr(block, "_orig_mod", block)  # a compiled block: its wrapper's forward says nothing
+    hidden, encoder = blocks.streams
+    return BlockIO(type(inner), blocks.pattern, hidden=hidden, encoder=encoder, strict=strict)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is, None as an empty one, anything else in a list of its own."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential))
+
+
+def _listed_blocks(blocks: Any) -> Any:
+    """Plain lists of blocks become one ModuleList-like scalar each; nested lists of block lists stay."""
+    if isinstance(blocks, torch.nn.ModuleDict):
+        return torch.nn.ModuleList(blocks.values())
+    if not isinstance(blocks, (list, tuple)):
+        return blocks
+    if blocks and all(isinstance(item, torch.nn.Module) and not _is_container(item) for item in blocks):
+        return torch.nn.ModuleList(blocks)
+    return [_listed_blocks(item) for item in blocks]
+
+
+def _per_transformer(value: Any, count: int, name: str) -> list[list[Any]]:
+    """One list for each transformer."""
+    depth = BlockAdapter.nested_depth(value)
+    if depth == 0:
+        return [[value] for _ in range(count)]
+    if depth == 2:
+        if len(value) != count:
+            raise ConfigError(f"{name} has {len(value)} lists for {count} transformers: pass one list for each")
+        return [list(item) for item in value]
+    if depth > 2:
+        raise ConfigError(f"{name} is nested {depth} deep: pass a list of lists at most")
+    if count == 1:
+        return [list(value)]
+    if len(value) != count:
+        raise ConfigError(f"{name} has {len(value)} items for {count} transformers: pass one for each, or lists")
+    return [[item] for item in value]
+
+
+def _spread(values: list[Any], count: int, name: str) -> list[Any]:
+    if len(values) == 1 and count > 1:
+        return values * count
+    if len(values) != count:
+        raise ConfigError(f"{name} has {len(values)} items for {count} block lists: pass one for each, or one for all")
+    return values
+
+
+def _names_by_identity(adapter: BlockAdapter) -> list[list[str]]:
+    """The attribute names of an adapter's block lists."""
+    transformers = as_list(adapter.transformer)
+    lists = _per_transformer(_listed_blocks(adapter.blocks), len(transformers), "blocks")
+    return [
+        [_name_of(transformer, blocks, index) for index, blocks in enumerate(of_transformer)]
+        for transformer, of_transformer in zip(transformers, lists)
+    ]
+
+
+def _name_of(transformer: torch.nn.Module, blocks: Any, index: int) -> str:
+    for name, module in transformer.named_modules():
+        if module is blocks:
+            return name
+    first = next(iter(blocks), None)
+    for name, module in transformer.named_modules():
+        if first is not None and any(child is first for child in module.children()) and name:
+            return name
+    raise ConfigError(
+        f"block list {index} is no attribute of {type(transformer).__name__} and its first block is in none of its "
+        f"lists: pass blocks_name, or the transformer that the blocks belong to"
+    )

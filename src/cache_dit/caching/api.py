@@ -1,0 +1,326 @@
+"""The functions a user calls: put a cache on, take it off, renew it, and see what it did."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline, as_list
+from cache_dit.caching.attach import put_on, state_of, take_off
+from cache_dit.caching.build import build_state, rebuild_state
+from cache_dit.caching.pipeline import PipelineState, cached_pipeline
+from cache_dit.caching.stats import CacheStats, chain_stats, report, strify_options, strify_stats
+from cache_dit.caching.transformer import TransformerState, cached_block, cached_transformer, named_transformer
+from cache_dit.config.base import unknown_key
+from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
+from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.modifier import ParamsModifier, flat_options, overlay
+from cache_dit.errors import ConfigError, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
+
+Cacheable = TypeVar("Cacheable")
+
+
+def enable_cache(
+    pipe_or_adapter: Cacheable,
+    cache_config: BasicCacheConfig | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    params_modifiers: ParamsModifier | list[ParamsModifier] | list[list[ParamsModifier]] | None = None,
+    parallelism_config: Any = None,
+    **kwargs: Any,
+) -> Cacheable:
+    """Put a cache on a pipeline, a described model or a bare transformer; it is used as before.
+
+    Calling it again replaces the configuration. Where anything is wrong, nothing has changed.
+
+    Args:
+        pipe_or_adapter: a diffusers pipeline, a ``BlockAdapter``, or a transformer.
+        cache_config: when to compute; ``DBCacheConfig()`` when None.
+        calibrator_config: how skipped steps are predicted; by reuse of the last computed step when None.
+        params_modifiers: options that differ from these, one per chain of blocks, in order.
+        parallelism_config: not available in this version.
+        **kwargs: options of ``DBCacheConfig`` and ``TaylorSeerCalibratorConfig`` by name (deprecated).
+
+    Returns:
+        ``pipe_or_adapter`` itself.
+
+    Raises:
+        UnsupportedModelError: if there is no record of the model, or its blocks cannot be intercepted.
+        ConfigError: if an option is unknown, wrong, or does not fit the model; also if another cache is on.
+        PatternMismatchError: if a block is not called as its pattern says.
+    """
+    if parallelism_config is not None:
+        raise ConfigError("parallelism_config is not supported in this version: pass None")
+    options, flat_calibrator = flat_options(kwargs, where="enable_cache")
+    cache_config = DBCacheConfig() if cache_config is None else cache_config
+    if not isinstance(cache_config, BasicCacheConfig):
+        raise ConfigError(f"cache_config is a {type(cache_config).__name__}: pass a DBCacheConfig")
+    if options:
+        cache_config = overlay(cache_config, options)
+    calibrator_config = flat_calibrator or calibrator_config
+    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
+        raise ConfigError(f"calibrator_config is a {type(calibrator_config).__name__}: pass a CalibratorConfig")
+    adapter = _described(pipe_or_adapter)
+    if params_modifiers is not None:
+        given_adapter = isinstance(pipe_or_adapter, BlockAdapter) and adapter.params_modifiers is not None
+        adapter.params_modifiers = adapter.params_modifiers if given_adapter else params_modifiers
+    if cache_config.cache_type is CacheType.NONE:
+        disable_cache(pipe_or_adapter)
+        return pipe_or_adapter
+    if cache_config.cache_type is not CacheType.DBCache:
+        raise ConfigError(
+            f"cache_type={cache_config.cache_type} is not supported in this version: pass a DBCacheConfig"
+        )
+    _enable(adapter, cache_config, calibrator_config)
+    return pipe_or_adapter
+
+
+def _described(pipe_or_adapter: Any) -> BlockAdapter:
+    """The adapter of what a user passed."""
+    if isinstance(pipe_or_adapter, BlockAdapter):
+        return pipe_or_adapter
+    if not isinstance(pipe_or_adapter, torch.nn.Module) and not _is_pipeline(pipe_or_adapter):
+        raise UnsupportedModelError(
+            f"cannot cache a {type(pipe_or_adapter).__module__}.{type(pipe_or_adapter).__qualname__}: "
+            f"pass a DiffusionPipeline, a transformer or a BlockAdapter"
+        )
+    adapter = get_adapter(pipe_or_adapter)
+    if adapter is None:
+        raise UnsupportedModelError(
+            f"there is no record of {type(pipe_or_adapter).__name__}: describe its blocks with a BlockAdapter, "
+            f"or see cache_dit.supported_pipelines()"
+        )
+    return adapter
+
+
+def _is_pipeline(value: Any) -> bool:
+    from diffusers import DiffusionPipeline
+
+    return isinstance(value, DiffusionPipeline)
+
+
+def _enable(adapter: BlockAdapter, cache_config: BasicCacheConfig, calibrator_config: CalibratorConfig | None) -> None:
+    """Check everything, then replace what was on before."""
+    targets = adapter.targets()
+    states = []
+    for target in targets:
+        _refuse_second_cache(target.transformer)
+        states.append(
+            build_state(
+                target,
+                cache_config,
+                calibrator_config,
+                separate_cfg=adapter.has_separate_cfg,
+                rules=adapter.rules,
+            )
+        )
+    for target, state in zip(targets, states):
+        detach_transformer(target.transformer)
+        attach_transformer(target.transformer, state)
+    if adapter.pipe is None or isinstance(adapter.pipe, FakeDiffusionPipeline):
+        return
+
+    def enable(module: torch.nn.Module) -> None:
+        from cache_dit.models import adapter_of
+
+        found = adapter_of(module)
+        if found is None:
+            logger.warning("cache_dit: there is no record of %s: it runs without a cache", type(module).__name__)
+            return
+        found.params_modifiers = adapter.params_modifiers
+        _enable(found, cache_config, calibrator_config)
+
+    held = {
+        name: target.transformer
+        for target in targets
+        for name, value in adapter.pipe.components.items()
+        if value is target.transformer
+    }
+    put_on(adapter.pipe, cached_pipeline, PipelineState(held, enable))
+
+
+def _refuse_second_cache(transformer: Any) -> None:
+    if getattr(transformer, "is_cache_enabled", False):
+        raise ConfigError(
+            f"{type(transformer).__name__} has a cache of diffusers on already, and two would skip twice: "
+            f"call transformer.disable_cache() first"
+        )
+
+
+def attach_transformer(transformer: Any, state: TransformerState) -> None:
+    """Put a state on a transformer and its roles on its blocks; on failure everything is as before."""
+    inner = getattr(transformer, "_orig_mod", None)
+    try:
+        for chain, _ in state.chains:
+            for block, role in zip(chain.blocks, chain.roles):
+                put_on(block, cached_block, role)
+        put_on(transformer, cached_transformer, state)
+        if inner is not None:
+            put_on(inner, named_transformer, state)
+    except UnsupportedModelError:
+        _take_all_off(transformer, state)
+        raise
+
+
+def detach_transformer(transformer: Any) -> None:
+    """Take the cache off a transformer and its blocks; nothing happens where there is none."""
+    state = state_of(transformer)
+    if isinstance(state, TransformerState):
+        state.close_all()
+        _take_all_off(transformer, state)
+
+
+def _take_all_off(transformer: Any, state: TransformerState) -> None:
+    for chain, _ in state.chains:
+        for block in chain.blocks:
+            take_off(block)
+    take_off(transformer)
+    if (inner := getattr(transformer, "_orig_mod", None)) is not None:
+        take_off(inner)
+
+
+def disable_cache(pipe_or_adapter: Any) -> None:
+    """Take the cache off; afterwards everything is as it was before ``enable_cache``.
+
+    Args:
+        pipe_or_adapter: whatever ``enable_cache`` was given, or the pipeline or a transformer inside it. Nothing
+            happens where no cache is on.
+    """
+    if isinstance(pipe_or_adapter, BlockAdapter):
+        if pipe_or_adapter.pipe is not None:
+            disable_cache(pipe_or_adapter.pipe)
+        for transformer in as_list(pipe_or_adapter.transformer):
+            detach_transformer(transformer)
+        return
+    state = state_of(pipe_or_adapter)
+    if isinstance(state, PipelineState):
+        for transformer in (*state.transformers.values(), *state.replaced):
+            detach_transformer(transformer)
+        take_off(pipe_or_adapter)
+    for transformer in _transformers(pipe_or_adapter):
+        detach_transformer(transformer)
+
+
+def _transformers(holder: Any) -> Iterable[Any]:
+    """The cached transformers in a pipeline, an adapter, or the transformer itself."""
+    if isinstance(holder, BlockAdapter):
+        found = as_list(holder.transformer)
+    elif isinstance(holder, torch.nn.Module):
+        found = [holder]
+    elif isinstance(state := state_of(holder), PipelineState):
+        found = list(state.transformers.values())
+    else:
+        components = getattr(holder, "components", None) or vars(holder) if hasattr(holder, "__dict__") else {}
+        found = [value for value in components.values() if isinstance(value, torch.nn.Module)]
+    return [transformer for transformer in found if isinstance(state_of(transformer), TransformerState)]
+
+
+def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -> None:
+    """Begin a new request on a bare transformer, with changed options where some are given.
+
+    All requests that are open on it end, and their snapshots are freed.
+
+    Args:
+        transformer: a cached transformer.
+        **force_refresh_kwargs: ``cache_config`` (its fields that are not None are taken over; ``DBCacheConfig().reset(…)``
+            makes a sparse one), ``calibrator_config``, or options of ``DBCacheConfig`` by name, such as
+            ``num_inference_steps=28``. ``verbose`` logs the options.
+
+    Raises:
+        UnsupportedModelError: if no cache is on this transformer.
+        ConfigError: if an option is unknown or wrong; the old options then stay.
+    """
+    state = state_of(transformer)
+    if not isinstance(state, TransformerState):
+        raise UnsupportedModelError(
+            f"no cache is on this {type(transformer).__name__}: call cache_dit.enable_cache first"
+        )
+    verbose = force_refresh_kwargs.pop("verbose", False)
+    cache_config = force_refresh_kwargs.pop("cache_config", None)
+    calibrator = force_refresh_kwargs.pop("calibrator_config", None)
+    known = BasicCacheConfig.field_names()
+    for name in force_refresh_kwargs:
+        if name not in known:
+            raise unknown_key(name, [*known, "cache_config", "calibrator_config", "verbose"], where="refresh_context")
+    sparse = {} if cache_config is None else cache_config.given()
+    renewed = rebuild_state(state, {**sparse, **force_refresh_kwargs}, calibrator)
+    state.close_all()
+    detach_transformer(transformer)
+    attach_transformer(transformer, renewed)
+    if verbose:
+        for chain, options in renewed.chains:
+            logger.info("cache_dit: %s: %s", chain.name, options)
+
+
+def get_adapter(pipe: Any) -> BlockAdapter | None:
+    """The description by which a pipeline or transformer is cached, or None where there is no record of it.
+
+    Args:
+        pipe: a pipeline or a transformer.
+    """
+    from cache_dit.models import adapter_of
+
+    return adapter_of(pipe)
+
+
+def supported_pipelines(**kwargs: Any) -> tuple[int, list[str]]:
+    """The number of supported model families, and what the class names of their pipelines begin with."""
+    from cache_dit.models import known_pipelines
+
+    names = known_pipelines()
+    return len(names), names
+
+
+def summary(adapter_or_others: Any, details: bool = False, logging: bool = True, **kwargs: Any) -> list[CacheStats]:
+    """What the cache did in the latest request.
+
+    Args:
+        adapter_or_others: a pipeline, an adapter, a transformer, or None.
+        details: also list the cached steps and their diffs.
+        logging: print a report.
+
+    Returns:
+        One entry per chain of blocks, then (except for an adapter) one per transformer, which repeats its last
+        chain's; one empty entry where no cache is on.
+    """
+    if isinstance(adapter_or_others, FakeDiffusionPipeline):
+        raise ConfigError("a FakeDiffusionPipeline holds no statistics: pass the adapter or the transformer")
+    chains: list[CacheStats] = []
+    wholes: list[CacheStats] = []
+    for transformer in _transformers(adapter_or_others):
+        state: TransformerState = state_of(transformer)
+        chains += [
+            chain_stats(state.latest, index, chain.name, options) for index, (chain, options) in enumerate(state.chains)
+        ]
+        whole = copy.copy(chains[-1])
+        whole.name = type(transformer).__name__
+        wholes.append(whole)
+    if logging:
+        for stats in chains:
+            print(report(stats, details=details))
+    found = chains if isinstance(adapter_or_others, BlockAdapter) else chains + wholes
+    return found or [CacheStats()]
+
+
+def strify(adapter_or_others: Any) -> str:
+    """A short tag that says what was asked for and how many steps were cached, for file names.
+
+    Args:
+        adapter_or_others: an adapter, pipeline, transformer, ``CacheStats``, list of them (the first counts), or a
+            dict with ``cache_config`` and ``calibrator_config``.
+
+    Returns:
+        For example ``DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0_T0O0_S4``; ``NONE`` where no cache is on.
+    """
+    if isinstance(adapter_or_others, Mapping):
+        return strify_options(dict(adapter_or_others))
+    if isinstance(adapter_or_others, (list, tuple)):
+        return strify(adapter_or_others[0]) if adapter_or_others else "NONE"
+    if isinstance(adapter_or_others, CacheStats):
+        return strify_stats(adapter_or_others)
+    return strify_stats(summary(adapter_or_others, logging=False)[-1])

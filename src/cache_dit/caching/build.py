@@ -1,0 +1,109 @@
+"""From a description and options to a transformer's state, everything checked, nothing put on yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cache_dit.caching.adapter import ChainSpec, Target, block_io
+from cache_dit.caching.chain import Chain
+from cache_dit.caching.pattern import CallRules
+from cache_dit.caching.session import ChainOptions
+from cache_dit.caching.transformer import TransformerState
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.modifier import ParamsModifier, effective, overlay
+from cache_dit.errors import ConfigError
+
+
+def build_state(
+    target: Target,
+    cache_config: BasicCacheConfig,
+    calibrator_config: CalibratorConfig | None,
+    *,
+    separate_cfg: bool,
+    rules: CallRules,
+) -> TransformerState:
+    """The state that puts a cache with these options on a transformer.
+
+    Raises:
+        ConfigError: if the options do not fit the model.
+        PatternMismatchError: if a block is not called as its pattern says.
+    """
+    asked = cache_config.enable_separate_cfg
+    chains = []
+    for spec in target.chains:
+        options = ChainOptions(*effective(cache_config, calibrator_config, spec.modifier))
+        chains.append((build_chain(spec, options, type(target.transformer).__name__), options))
+    _refuse_repeated(chain for chain, _ in chains)
+    state = TransformerState(
+        getattr(target.transformer, "_orig_mod", target.transformer),
+        chains,
+        separate_cfg=separate_cfg if asked is None else asked,
+        rules=rules,
+    )
+    state.target = target
+    return state
+
+
+def rebuild_state(
+    state: TransformerState, changes: Mapping[str, Any], calibrator_config: CalibratorConfig | None
+) -> TransformerState:
+    """The same state with changed options: those of each chain with ``changes`` laid over them."""
+    if state.target is None:
+        raise ConfigError("this transformer's cache was not built from a description")
+    sparse = type(state.config)().reset(**changes) if changes else None
+    first = state.chains[0][1]
+    specs = []
+    for spec, (_, options) in zip(state.target.chains, state.chains):
+        cache = overlay(options.cache, {} if sparse is None else sparse.given())
+        calibrator = effective(options.cache, options.calibrator, ParamsModifier(None, calibrator_config))[1]
+        specs.append(ChainSpec(spec.lists, spec.join, ParamsModifier(cache, calibrator), spec.strict))
+    target = Target(state.target.transformer, tuple(specs))
+    return build_state(target, first.cache, first.calibrator, separate_cfg=state.separate_cfg, rules=state.rules)
+
+
+def build_chain(spec: ChainSpec, options: ChainOptions, owner: str) -> Chain:
+    """A chain with a role for each block.
+
+    Args:
+        spec: where its blocks are.
+        options: its configuration.
+        owner: the transformer's class name, for messages.
+
+    Raises:
+        ConfigError: if Fn or Bn exceed the number of blocks, or the predictor is unknown.
+        PatternMismatchError: if a block is not called as its pattern says.
+    """
+    options.predictors()
+    length = sum(len(blocks.blocks) for blocks in spec.lists)
+    front, back = options.cache.Fn_compute_blocks, options.cache.Bn_compute_blocks
+    if front + back > length:
+        raise ConfigError(
+            f"Fn_compute_blocks={front} and Bn_compute_blocks={back} exceed the {length} blocks of {spec.name} in {owner}: "
+            f"pass smaller ones, for example DBCacheConfig(Fn_compute_blocks=1)"
+        )
+    chain = Chain(
+        spec.name,
+        front=front,
+        back=back,
+        join=spec.join,
+        keeps_state=options.keeps_state,
+        measures=not options.cache.is_static,
+    )
+    for index, blocks in enumerate(spec.lists):
+        for block in blocks.blocks:
+            chain.add(block, index, block_io(block, blocks, strict=spec.strict))
+    chain.set_back(back)
+    return chain
+
+
+def _refuse_repeated(chains: Iterable[Chain]) -> None:
+    seen: set[int] = set()
+    for chain in chains:
+        for block in chain.blocks:
+            if id(block) in seen:
+                raise ConfigError(
+                    f"one {type(block).__name__} instance stands twice in {chain.name}: it cannot play two parts"
+                )
+            seen.add(id(block))

@@ -1,0 +1,69 @@
+"""Counting the steps of one request from what its calls look like: a branch's name, and a timestep where known.
+
+Pure: numbers and names in, numbers out. What must hold is that a call that a pipeline leaves out (no unconditional
+call outside a guidance interval, say) shifts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+
+class StepClock:
+    """The step counter of one request.
+
+    Args:
+        direction: the sign of the timestep's change from step to step where it is known from an earlier request of
+            the same model (−1 falling, +1 rising), else 0: learned from the first change.
+    """
+
+    def __init__(self, direction: int = 0) -> None:
+        self.step = -1
+        self.direction = direction
+        self._timestep: float | None = None
+        self._leader: Hashable = None
+        self._seen: set[Hashable] = set()
+        self._calls_at_timestep = 0
+
+    def parity_branch(self, timestep: float | None, *, cfg_first: bool) -> str:
+        """The CFG branch of an unnamed call: calls alternate, and a new timestep begins with the first of the pair."""
+        if timestep is not None and timestep != self._timestep:
+            self._calls_at_timestep = 0
+        second = self._calls_at_timestep % 2 == 1
+        self._calls_at_timestep += 1
+        return "uncond" if second != cfg_first else "cond"
+
+    def begins_step(self, branch: Hashable, timestep: float | None) -> bool:
+        """Whether a call of ``branch`` is the first of a new step."""
+        if self.step < 0 or branch in self._seen:
+            return True
+        if timestep is not None and self._timestep is not None:
+            return timestep != self._timestep
+        return branch == self._leader
+
+    def begins_request(self, branch: Hashable, timestep: float | None, num_inference_steps: int | None) -> bool:
+        """Whether a call cannot belong to this request: it would be one step too many, or the timestep jumps back."""
+        if self.step < 0 or not self.begins_step(branch, timestep):
+            return False
+        if num_inference_steps is not None and self.step + 1 >= num_inference_steps:
+            return True
+        if timestep is None or self._timestep is None or not self.direction:
+            return False
+        return (timestep - self._timestep) * self.direction < 0
+
+    def enter(self, branch: Hashable, timestep: float | None) -> int:
+        """Count a call of ``branch`` and give the number of its step, from 0."""
+        if self.begins_step(branch, timestep):
+            if self.step < 0:
+                self._leader = branch
+            self.step += 1
+            self._seen.clear()
+            self._learn_direction(timestep)
+            self._timestep = timestep
+        self._seen.add(branch)
+        return self.step
+
+    def _learn_direction(self, timestep: float | None) -> None:
+        if self.direction or timestep is None or self._timestep is None or timestep == self._timestep:
+            return
+        self.direction = 1 if timestep > self._timestep else -1

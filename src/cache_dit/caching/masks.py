@@ -1,0 +1,147 @@
+"""Which steps to compute, planned before the run: a list of 1 (compute) and 0 (cache)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, zip_longest
+
+from cache_dit.config.base import bad_value, check_integer, unknown_key
+from cache_dit.errors import ConfigError
+
+# Lengths of runs of computed and cached steps in turn, computed first. A row stands for as many steps as its runs add
+# up to; that of 15 is cut for 10 to 14 steps, and that of 28 is stretched or trimmed for 16 steps and more.
+_PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
+    "slow": {
+        4: (2, 1, 1),
+        5: (3, 1, 1),
+        6: (3, 2, 1),
+        7: (4, 1, 1, 0, 1),
+        8: (5, 1, 1, 0, 1),
+        9: (5, 1, 2, 0, 1),
+        15: (4, 1, 2, 1, 2, 1, 2, 1, 1),
+        28: (8, 1, 3, 2, 3, 2, 2, 2, 1, 3, 1),
+    },
+    "medium": {
+        4: (2, 1, 1),
+        5: (3, 1, 1),
+        6: (3, 2, 1),
+        7: (3, 1, 1, 1, 1),
+        8: (4, 1, 1, 1, 1),
+        9: (5, 1, 1, 1, 1),
+        15: (4, 1, 2, 1, 1, 2, 1, 2, 1),
+        28: (6, 1, 2, 3, 2, 3, 2, 3, 2, 3, 1),
+    },
+    "fast": {
+        4: (2, 1, 1),
+        5: (3, 1, 1),
+        6: (3, 2, 1),
+        7: (2, 1, 1, 2, 1),
+        8: (3, 1, 1, 2, 1),
+        9: (4, 1, 1, 2, 1),
+        15: (3, 1, 1, 2, 1, 2, 1, 3, 1),
+        28: (6, 1, 1, 3, 1, 4, 1, 5, 1, 4, 1),
+    },
+    "ultra": {
+        4: (2, 1, 1),
+        5: (3, 1, 1),
+        6: (3, 2, 1),
+        7: (2, 1, 1, 2, 1),
+        8: (2, 2, 1, 2, 1),
+        9: (3, 2, 1, 2, 1),
+        15: (2, 1, 1, 2, 1, 3, 1, 3, 1),
+        28: (4, 2, 1, 5, 1, 6, 1, 7, 1),
+    },
+}
+_FITTED_ROW = 28
+
+
+def steps_mask(
+    compute_bins: Sequence[int] | None = None,
+    cache_bins: Sequence[int] | None = None,
+    total_steps: int | None = None,
+    mask_policy: str | None = "medium",
+) -> list[int] | None:
+    """A plan of the steps to compute (1) and to cache (0), for `DBCacheConfig(steps_computation_mask=…)`.
+
+    Either spelled out by the lengths of its runs, or made from a preset. A preset computes the first and the last
+    step, and "slow" computes at least as many steps as "medium", "medium" as "fast", and "fast" as "ultra". For 1 to
+    3 steps it computes all.
+
+    Args:
+        compute_bins: lengths, in steps, of the runs of computed steps; needs `cache_bins`. They take turns, computed
+            first; when one list has ended, the other goes on: `steps_mask([4, 2], [2, 4])` is `111100110000`.
+        cache_bins: lengths, in steps, of the runs of cached steps.
+        total_steps: number of steps. Without bins it is needed; with bins the plan is cut to it, by default it is
+            their sum.
+        mask_policy: the preset, when no bins are given: `"slow"`, `"medium"`, `"fast"` or `"ultra"`; None or
+            `"none"`: no mask.
+
+    Returns:
+        One entry per step, or None for no mask.
+
+    Raises:
+        ConfigError: an unknown preset, only one list of bins, bins that are no lengths or too short, or no number of
+            steps.
+    """
+    if total_steps is not None:
+        check_integer("total_steps", total_steps, minimum=1)
+    if compute_bins is not None and cache_bins is not None:
+        return _explicit(compute_bins, cache_bins, total_steps)
+    if compute_bins is not None or cache_bins is not None:
+        raise ConfigError("only one of compute_bins and cache_bins was given: expected both, or none and a mask_policy")
+    if mask_policy is None or mask_policy == "none":
+        return None
+    if mask_policy not in _PRESETS:
+        raise unknown_key(mask_policy, [*_PRESETS, "none"], where="mask_policy")
+    if total_steps is None:
+        raise ConfigError(
+            f"mask_policy={mask_policy!r} needs total_steps, the number of steps: pass e.g. total_steps=28"
+        )
+    return _preset(_PRESETS[mask_policy], total_steps)
+
+
+def _explicit(compute_bins: Sequence[int], cache_bins: Sequence[int], total_steps: int | None) -> list[int]:
+    for name, bins in (("compute_bins", compute_bins), ("cache_bins", cache_bins)):
+        for length in bins:
+            check_integer(f"an entry of {name}", length, minimum=0)
+    mask = _unrolled(compute_bins, cache_bins)
+    if not mask or len(mask) < (total_steps or 0):
+        expected = f"bins that add up to at least {total_steps or 1} steps, not {len(mask)}"
+        raise bad_value("compute_bins, cache_bins", (list(compute_bins), list(cache_bins)), expected)
+    return mask[:total_steps]
+
+
+def _preset(rows: dict[int, tuple[int, ...]], total_steps: int) -> list[int]:
+    if total_steps < min(rows):
+        return [1] * total_steps
+    if total_steps in rows or total_steps < 15:
+        runs = rows[min(steps for steps in rows if steps >= total_steps)]
+        mask = _unrolled(runs[0::2], runs[1::2])[:total_steps]
+    else:
+        mask = _fitted(rows[_FITTED_ROW], total_steps)
+    return [*mask[:-1], 1]
+
+
+def _fitted(runs: Sequence[int], total_steps: int) -> list[int]:
+    """Stretch runs in turn, in proportion to their length, until they hold `total_steps`; then trim from the end."""
+    stretched = list(runs)
+    growth = [max(run * total_steps // (2 * _FITTED_ROW), 1) for run in runs[:-1]] + [1]
+    turns = cycle(range(len(runs)))
+    while sum(stretched) < total_steps:
+        turn = next(turns)
+        stretched[turn] += growth[turn]
+    compute, cache = stretched[0::2], stretched[1::2]
+    for bins in cycle((cache, compute)):
+        if sum(compute) + sum(cache) <= total_steps:
+            break
+        bins[-1] -= 1
+        if bins[-1] == 0:
+            bins.pop()
+    return _unrolled(compute, cache)
+
+
+def _unrolled(compute_bins: Sequence[int], cache_bins: Sequence[int]) -> list[int]:
+    mask = []
+    for computed, cached in zip_longest(compute_bins, cache_bins, fillvalue=0):
+        mask += [1] * computed + [0] * cached
+    return mask

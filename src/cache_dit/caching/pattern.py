@@ -1,0 +1,185 @@
+"""How a block is called and what it returns: the six forward patterns of diffusion transformers.
+
+A block reads the image (or video, or audio) stream ``H`` and often a text stream ``E``; patterns say which of them
+go in and which come out, in which order. Everything else in a block's call is left alone.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+
+from cache_dit.errors import PatternMismatchError
+
+HIDDEN = "hidden_states"
+ENCODER = "encoder_hidden_states"
+
+
+class ForwardPattern(enum.Enum):
+    """What goes into a block and what comes out of it.
+
+    Members carry ``Return_H_First``, ``Return_H_Only``, ``Forward_H_only``, ``In`` and ``Out`` (the names of the
+    streams that go in and come out, in order) and ``Supported``.
+    """
+
+    Pattern_0 = (True, False, False, (HIDDEN, ENCODER), (HIDDEN, ENCODER), True)
+    Pattern_1 = (False, False, False, (HIDDEN, ENCODER), (ENCODER, HIDDEN), True)
+    Pattern_2 = (True, True, False, (HIDDEN, ENCODER), (HIDDEN,), True)
+    Pattern_3 = (True, True, True, (HIDDEN,), (HIDDEN,), True)
+    Pattern_4 = (True, False, True, (HIDDEN,), (HIDDEN, ENCODER), True)
+    Pattern_5 = (False, False, True, (HIDDEN,), (ENCODER, HIDDEN), True)
+
+    def __init__(
+        self,
+        return_h_first: bool,
+        return_h_only: bool,
+        forward_h_only: bool,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        supported: bool,
+    ) -> None:
+        self.Return_H_First = return_h_first
+        self.Return_H_Only = return_h_only
+        self.Forward_H_only = forward_h_only
+        self.In = list(inputs)
+        self.Out = list(outputs)
+        self.Supported = supported
+
+    @staticmethod
+    def supported_patterns() -> list[ForwardPattern]:
+        """All patterns that the engine can cache."""
+        return [pattern for pattern in ForwardPattern if pattern.Supported]
+
+
+#: The shape of what a block returned: the number of items (0: a bare tensor), whether the second is a tensor, and the
+#: second item itself when it is none (``(hidden_states, None)``, say): a skipped block hands out the same object again.
+#: A plain tuple, since compiled graphs read and write it.
+Form = tuple[int, bool, Any]
+
+
+class BlockIO:
+    """Reads (H, E) from a block's call and from its result, and builds a result of the same form.
+
+    Args:
+        block_class: the class whose ``forward`` is called; names are looked up there, never on the instance, where
+            other libraries put wrappers of the form ``forward(*args, **kwargs)``.
+        pattern: what goes in and out.
+        hidden: the name of H in ``forward``.
+        encoder: the name of E in ``forward``.
+        strict: whether a missing name is an error; otherwise H is the first argument and E the second.
+
+    Raises:
+        PatternMismatchError: if ``strict`` and ``forward`` has no argument of that name.
+    """
+
+    def __init__(
+        self,
+        block_class: type,
+        pattern: ForwardPattern,
+        *,
+        hidden: str = HIDDEN,
+        encoder: str = ENCODER,
+        strict: bool = False,
+    ) -> None:
+        names = [name for name in inspect.signature(block_class.forward).parameters if name != "self"]  # type: ignore[attr-defined]
+        self.block_name = block_class.__name__
+        self.pattern = pattern
+        self.reads_encoder = not pattern.Forward_H_only
+        self.pairs = not pattern.Return_H_Only
+        self.hidden_first = pattern.Return_H_First
+        wanted = [hidden, encoder] if self.reads_encoder else [hidden]
+        missing = [name for name in wanted if name not in names]
+        if strict and missing:
+            raise PatternMismatchError(
+                f"{self.block_name}.forward({', '.join(names)}) has no argument {missing[0]!r}, which "
+                f"{pattern.name} reads. Choose the pattern that fits the block, name the arguments with "
+                f"stream_names=(hidden, encoder), or pass check_forward_pattern=False to go by position."
+            )
+        self.hidden = hidden
+        self.encoder = encoder
+        self.hidden_at = names.index(hidden) if hidden in names else 0
+        self.encoder_at = names.index(encoder) if encoder in names else 1
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """(H, E) of a call; E is None where the pattern has none or the caller passed none."""
+        hidden = self._argument(args, kwargs, self.hidden, self.hidden_at)
+        encoder = self._argument(args, kwargs, self.encoder, self.encoder_at) if self.reads_encoder else None
+        return hidden, encoder
+
+    @staticmethod
+    def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, position: int) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        return args[position] if position < len(args) else None
+
+    def split(self, output: Any) -> tuple[Any, Any, Form]:
+        """(H, E, form) of a block's result.
+
+        Raises:
+            PatternMismatchError: if the result does not fit the pattern.
+        """
+        if isinstance(output, torch.Tensor):
+            if not self.pairs or self.pattern.Forward_H_only:
+                return output, None, (0, False, None)
+        elif isinstance(output, (tuple, list)) and len(output) == 1 and isinstance(output[0], torch.Tensor):
+            if not self.pairs or self.pattern.Forward_H_only:
+                return output[0], None, (1, False, None)
+        elif isinstance(output, (tuple, list)) and len(output) == 2:
+            first, second = output if self.hidden_first else (output[1], output[0])
+            if isinstance(first, torch.Tensor):
+                if not isinstance(second, torch.Tensor):
+                    return first, None, (2, False, second)
+                if self.pairs:
+                    return first, second, (2, True, None)
+        raise PatternMismatchError(
+            f"{self.block_name} returned {describe(output)}; {self.pattern.name} expects "
+            f"({', '.join(self.pattern.Out)}). Pass the ForwardPattern that fits what the block returns."
+        )
+
+    def build(self, hidden: Any, encoder: Any, form: Form) -> Any:
+        """A result of ``form`` made of H and E."""
+        items, has_encoder, extra = form
+        if items == 0:
+            return hidden
+        if items == 1:
+            return (hidden,)
+        second = encoder if has_encoder else extra
+        return (hidden, second) if self.hidden_first else (second, hidden)
+
+
+def describe(value: Any) -> str:
+    """A short description of a value for an error message: its type and, for tensors, its shape."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of ({', '.join(describe(item) for item in value)})"
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+#: How the second of two merged block lists takes over from the first: with both streams as they are, or with one
+#: stream made of both, text first (``eh``) or image first (``he``), concatenated over the tokens (dimension 1).
+Join = Optional[str]
+JOINS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "eh": lambda hidden, encoder: torch.cat([encoder, hidden], dim=1),
+    "he": lambda hidden, encoder: torch.cat([hidden, encoder], dim=1),
+}
+
+
+@dataclass(frozen=True)
+class CallRules:
+    """What a model's record says of the calls of its transformer.
+
+    Args:
+        computes: whether a call, seen by its arguments by name, must compute all blocks; it counts as a step.
+        bypasses: the same, for a call that is no step at all.
+        branch_arguments: arguments that change which blocks run: calls that differ in them are branches of their own.
+    """
+
+    computes: Callable[[Mapping[str, Any]], bool] | None = None
+    bypasses: Callable[[Mapping[str, Any]], bool] | None = None
+    branch_arguments: tuple[str, ...] = ()

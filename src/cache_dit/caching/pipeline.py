@@ -1,0 +1,88 @@
+"""The pipeline's part: a call of it is a request."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from cache_dit.caching.attach import STATE, state_of
+from cache_dit.caching.session import Request, entered
+from cache_dit.caching.transformer import TransformerState
+
+logger = logging.getLogger(__name__)
+
+
+class PipelineState:
+    """What a cached pipeline knows of its cache.
+
+    Args:
+        transformers: its cached transformers, by the pipeline's attribute that holds them.
+        enable: puts the cache, with the same options, on a transformer that took the place of one of these.
+    """
+
+    def __init__(self, transformers: Mapping[str, Any], enable: Callable[[Any], Any]) -> None:
+        self.transformers = dict(transformers)
+        self.enable = enable
+        self.replaced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def begin(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
+        """A request for one call of the pipeline."""
+        self._follow(pipe)
+        return Request(object(), _steps(type(pipe).__call__, pipe, args, kwargs), counts_down=False)
+
+    def end(self, request: Request) -> None:
+        """Free what the call kept."""
+        for state in self.states():
+            state.close(request.key)
+
+    def states(self) -> Iterable[TransformerState]:
+        """The states of its transformers."""
+        return [state for state in map(state_of, self.transformers.values()) if state is not None]
+
+    def _follow(self, pipe: Any) -> None:
+        """Cache a transformer that was put in the place of a cached one."""
+        for attribute, known in self.transformers.items():
+            module = getattr(pipe, attribute, None)
+            if module is known or module is None:
+                continue
+            self.replaced.add(known)
+            self.transformers[attribute] = module
+            if state_of(module) is None:
+                logger.warning(
+                    "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
+                )
+                self.enable(module)
+
+
+def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """The ``num_inference_steps`` of a pipeline's call, given or by default."""
+    try:
+        bound = inspect.signature(call).bind_partial(pipe, *args, **kwargs)
+    except TypeError:  # the call itself will say what is wrong with its arguments
+        return None
+    bound.apply_defaults()
+    steps = bound.arguments.get("num_inference_steps")
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def cached_pipeline(base: Any, metaclass: Any) -> type:
+    """The subclass of a pipeline's class: each call is a request of its own."""
+
+    class CachedPipeline(base, metaclass=metaclass):  # type: ignore[misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            state = self.__dict__.get(STATE)
+            if state is None:
+                return super().__call__(*args, **kwargs)
+            request = state.begin(self, args, kwargs)
+            with entered(request):
+                try:
+                    return super().__call__(*args, **kwargs)
+                finally:
+                    state.end(request)
+
+    return CachedPipeline

@@ -1,0 +1,292 @@
+"""One request: its steps and branches, and for each branch and chain a policy and a history.
+
+A request is one run of a denoising loop. A pipeline call is a request of its own; around a bare transformer,
+``session`` names the request that the calls inside belong to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from cache_dit.caching.chain import BlockRole, Chain, ChainRun, take_snapshot
+from cache_dit.caching.clock import StepClock
+from cache_dit.caching.history import History, alike, relative_l1
+from cache_dit.caching.policy import Action, DBCachePolicy
+from cache_dit.caching.predictors import Predictor, make_predictor
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.errors import SessionError
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """What the user asked for one chain."""
+
+    cache: BasicCacheConfig
+    calibrator: CalibratorConfig | None = None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the state after the middle blocks is predicted, not the residual over them."""
+        calibrator = self.calibrator
+        return bool(calibrator and calibrator.enable_calibrator and calibrator.calibrator_cache_type == "hidden_states")
+
+    def predictors(self) -> tuple[Predictor, Predictor]:
+        """The predictors of H and of E."""
+        return make_predictor(self.calibrator), make_predictor(self.calibrator, encoder=True)
+
+
+class Lane:
+    """One branch (and pass) of one chain in one request: when to compute, and what a skipped step is filled with.
+
+    Args:
+        chain: the chain.
+        options: its configuration.
+        num_inference_steps: the request's number of steps where it is known.
+    """
+
+    def __init__(self, chain: Chain, options: ChainOptions, num_inference_steps: int | None = None) -> None:
+        self.chain = chain
+        self.options = options
+        self.policy = DBCachePolicy(options.cache, num_inference_steps=num_inference_steps)
+        self.hidden_predictor, self.encoder_predictor = options.predictors()
+        self.hidden = History(self.hidden_predictor.history)
+        self.encoder = History(self.encoder_predictor.history)
+        self.probe: torch.Tensor | None = None
+        self.last_role: BlockRole | None = None
+        self.executed = 0
+        self.possible = 0
+        #: Why this lane computes everything from now on, once something showed that it cannot be cached.
+        self.refused: str | None = None
+
+    def start(self, step: int, *, compute: str | None = None, shared_diff: float | None = None) -> LaneRun:
+        """Decide what can be decided before the forward.
+
+        Args:
+            step: the step's number in its request.
+            compute: why this step must compute whatever the policy says, or None.
+            shared_diff: the diff that another branch measured in this step, to decide by instead of measuring.
+        """
+        compute = compute or self.refused or ("no_middle" if self.chain.middle == 0 else None)
+        action = Action.COMPUTE if compute else self.policy.decide(step)
+        diff = None
+        if action is Action.MEASURE and shared_diff is not None:
+            diff = shared_diff
+            action = Action.SKIP if self.policy.accept(shared_diff) else Action.COMPUTE
+        if action is not Action.COMPUTE and len(self.hidden) == 0:
+            action, compute = Action.COMPUTE, "no_snapshot"
+        run = ChainRun(
+            self.chain, skip=action is Action.SKIP, measure=action is Action.MEASURE, last_role=self.last_role
+        )
+        if run.skip:
+            self.predict(run, step)
+        return LaneRun(self, run, step, diff=diff, why=compute)
+
+    def predict(self, run: ChainRun, step: int) -> None:
+        """Put the prediction for ``step`` where the blocks will take it from."""
+        run.predicted_hidden = _predicted(self.hidden_predictor, self.hidden, step)
+        run.predicted_encoder = _predicted(self.encoder_predictor, self.encoder, step)
+
+    def free(self) -> None:
+        """Drop all tensors; what is known of the steps stays for ``summary``."""
+        self.hidden.clear()
+        self.encoder.clear()
+        self.probe = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of live tensors."""
+        return self.hidden.nbytes + self.encoder.nbytes + (0 if self.probe is None else self.probe.nbytes)
+
+
+class LaneRun:
+    """A lane in one pass of one forward: the bookkeeping around a ``ChainRun``."""
+
+    def __init__(self, lane: Lane, run: ChainRun, step: int, *, diff: float | None, why: str | None) -> None:
+        self.lane = lane
+        self.run = run
+        self.step = step
+        self.diff = diff
+        self.why = why
+        run.decide = self.decide
+
+    @torch.compiler.disable
+    def decide(self, run: ChainRun) -> None:
+        """Measure how much the first blocks changed since the last computed step, and skip if the policy accepts it."""
+        lane = self.lane
+        if run.probe is None or lane.probe is None:
+            self.why = "not_measured"
+        elif not alike(run.probe, lane.probe):
+            self.why = "shape"
+        else:
+            self.diff = relative_l1(lane.probe, run.probe)
+            run.skip = lane.policy.accept(self.diff)
+        if run.skip:
+            lane.predict(run, self.step)
+
+    def check_writes(self) -> None:
+        """After a chain's first computed step: do its blocks write into their input?"""
+        chain, run = self.lane.chain, self.run
+        if run.originals and chain.writes_input is None:
+            chain.writes_input = any(not torch.equal(stream, copy) for stream, copy in run.originals)
+        run.originals.clear()
+
+    @property
+    def unfilled(self) -> bool:
+        """Whether blocks were skipped and no block handed out the prediction: the output is then wrong."""
+        return self.run.skipped > 0 and not self.run.filled
+
+    def commit(self) -> None:
+        """Enter what happened into the policy and the history."""
+        lane, run = self.lane, self.run
+        lane.possible += len(lane.chain.roles)
+        lane.executed += run.executed
+        if run.skipped:
+            lane.policy.commit(self.step, computed=False, diff=self.diff)
+            return
+        if run.snapshot_hidden is None:
+            take_snapshot(run)
+        why = "shape" if run.misfit else self.why
+        if run.snapshot_hidden is None:
+            why = self._explain_missing()
+        else:
+            lane.last_role = run.last_role
+            lane.hidden.append(self.step, run.snapshot_hidden)
+            if run.snapshot_encoder is not None:
+                lane.encoder.append(self.step, run.snapshot_encoder)
+            lane.probe = run.probe.detach() if run.probe is not None and lane.policy.measures else None
+        lane.policy.commit(self.step, computed=True, diff=self.diff, why=why)
+
+    def _explain_missing(self) -> str:
+        """Why a computed step left nothing to predict from."""
+        if self.run.position < 0:
+            return "not_called"
+        if self.run.begun and self.lane.chain.middle:
+            self.lane.refused = "shape_changes_inside"
+            self.lane.free()
+            return self.lane.refused
+        return self.why or "no_middle"
+
+
+def _predicted(predictor: Predictor, history: History, step: int) -> torch.Tensor | None:
+    if len(history) == 0:
+        return None
+    return history.weighted_sum(predictor.coefficients(history.times, step))
+
+
+class Session:
+    """All that is kept of one request on one transformer.
+
+    Args:
+        direction: in which direction the model's timesteps go (see ``StepClock``).
+        num_inference_steps: the number of steps where it is known.
+        counts_down: whether reaching that number ends the request; see ``Request``.
+    """
+
+    def __init__(self, *, direction: int = 0, num_inference_steps: int | None = None, counts_down: bool = True) -> None:
+        self.clock = StepClock(direction)
+        self.counts_down = counts_down
+        self.num_inference_steps = num_inference_steps
+        self.lanes: dict[tuple[Hashable, int, int], Lane] = {}  # (branch, pass, chain) -> lane
+        self.peak_bytes = 0
+        self.note: str | None = None
+        self._diffs: dict[int, float] = {}  # chain -> diff measured first in this step
+        self._diffs_step = -1
+
+    def lane(self, branch: Hashable, index: int, chain: int, make: Callable[[], Lane]) -> Lane:
+        """The lane of a branch, pass and chain, made where it is missing."""
+        key = (branch, index, chain)
+        if key not in self.lanes:
+            self.lanes[key] = make()
+        return self.lanes[key]
+
+    def shared_diff(self, chain: int, step: int) -> float | None:
+        """The diff that the first branch of this step measured on a chain."""
+        return self._diffs.get(chain) if self._diffs_step == step else None
+
+    def share_diff(self, chain: int, step: int, diff: float | None) -> None:
+        """Keep the diff that the first branch of a step measured, for the others."""
+        if self._diffs_step != step:
+            self._diffs_step = step
+            self._diffs.clear()
+        if diff is not None:
+            self._diffs.setdefault(chain, diff)
+
+    def note_bytes(self) -> None:
+        """Bring the peak of live bytes up to date."""
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of live tensors now."""
+        return sum(lane.nbytes for lane in self.lanes.values())
+
+    def free(self) -> None:
+        """Drop all tensors; what is known of the steps stays for ``summary``."""
+        for lane in self.lanes.values():
+            lane.free()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which request the calls in this context belong to.
+
+    Args:
+        key: what tells it from others: a name, or an object of a pipeline call.
+        num_inference_steps: the number of steps where it is known.
+        counts_down: whether reaching that number ends the request (a bare transformer) or not (a pipeline, whose
+            scheduler may call the model more often).
+    """
+
+    key: Hashable
+    num_inference_steps: int | None = None
+    counts_down: bool = True
+
+
+_request: contextvars.ContextVar[Request | None] = contextvars.ContextVar("cache_dit_request", default=None)
+
+
+def current_request() -> Request | None:
+    """The request of this context (thread or task), or None."""
+    return _request.get()
+
+
+@contextlib.contextmanager
+def entered(request: Request) -> Iterator[Request]:
+    """Let the calls inside belong to ``request``."""
+    token = _request.set(request)
+    try:
+        yield request
+    finally:
+        _request.reset(token)
+
+
+@contextlib.contextmanager
+def session(name: str, *, num_inference_steps: int | None = None) -> Iterator[Request]:
+    """Let the calls of bare transformers inside belong to the request ``name``.
+
+    Two requests may take turns on one transformer, each inside its own ``session``, in one thread or in several:
+    each gives what it gives alone. A session may be left and entered again with the same name; it ends when its
+    steps are done, when its timestep jumps back, or by ``refresh_context``. A pipeline call is a request of its own
+    and needs none.
+
+    Args:
+        name: tells the request from others; any hashable value, not None.
+        num_inference_steps: the number of its steps, where it differs from the configuration's.
+
+    Raises:
+        SessionError: if ``name`` is None or not hashable.
+    """
+    try:
+        hash(name)
+    except TypeError as error:
+        raise SessionError(f"a session's name must be hashable, got {type(name).__name__}: pass a string") from error
+    if name is None:
+        raise SessionError("a session needs a name: pass a string, such as the request's id")
+    with entered(Request(("session", name), num_inference_steps)) as request:
+        yield request

@@ -1,0 +1,355 @@
+"""A transformer with a cache: its chains, its open requests, and what happens around one forward."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_dit.caching.attach import STATE
+from cache_dit.caching.chain import Chain, ChainRun, run_block
+from cache_dit.caching.offload import widen_back
+from cache_dit.caching.pattern import CallRules
+from cache_dit.caching.session import ChainOptions, Lane, LaneRun, Request, Session, current_request
+from cache_dit.caching.stats import no_hit_reason
+
+logger = logging.getLogger(__name__)
+
+#: How many requests a transformer keeps open at most; the longest unused one is closed beyond it.
+MAX_OPEN_REQUESTS = 64
+
+_TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+
+
+@dataclass
+class Forward:
+    """One forward of a transformer under way: the runs of its chains, and what to put back after it."""
+
+    session: Session
+    branch: Hashable
+    step: int
+    runs: list[LaneRun] = field(default_factory=list)
+    previous: list[ChainRun | None] = field(default_factory=list)
+    #: The call's arguments, lists and dicts copied, for a model that empties what it was given.
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    @property
+    def place(self) -> tuple[Session, Hashable, int]:
+        """The session, branch and step that this forward belongs to."""
+        return self.session, self.branch, self.step
+
+
+class _Branch(threading.local):
+    """The name that ``cache_context`` gave to the calls of this thread."""
+
+    name: Hashable = None
+
+
+class TransformerState:
+    """Everything that a cached transformer's cache consists of. It lives in the instance, nothing lives elsewhere.
+
+    Args:
+        chains: the chains of its blocks, with the options of each.
+        module: the transformer.
+        separate_cfg: whether unnamed calls are the branches of classifier-free guidance in turn.
+        rules: what its record says of its calls.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        chains: list[tuple[Chain, ChainOptions]],
+        *,
+        separate_cfg: bool = False,
+        rules: CallRules | None = None,
+    ) -> None:
+        self.chains = chains
+        #: What the chains were built from, to build them anew with other options.
+        self.target: Any = None
+        self.separate_cfg = separate_cfg
+        self.rules = rules or CallRules()
+        self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
+        self.latest: Session | None = None
+        self.direction = 0
+        self.branch = _Branch()
+        self.named = False
+        self._lock = threading.Lock()
+        parameters = inspect.signature(type(module).forward).parameters
+        self._names = [name for name in parameters if name != "self"]
+        self._timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), None)
+
+    @property
+    def config(self) -> Any:
+        """The cache configuration of the first chain: what concerns the transformer as a whole is read from it."""
+        return self.chains[0][1].cache
+
+    # -- around one forward
+
+    @torch.compiler.disable
+    def begin(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, again: Forward | None = None
+    ) -> Forward | None:
+        """Count the step, decide what can be decided, and arm the blocks. None: this call is none of the cache's.
+
+        Args:
+            module: the transformer.
+            args, kwargs: what it was called with.
+            again: the forward that this one repeats, because its output was wrong.
+        """
+        given = dict(zip(self._names, args)) | kwargs
+        if self.rules.bypasses is not None and self.rules.bypasses(given):
+            return None
+        compute = "required" if self.rules.computes is not None and self.rules.computes(given) else None
+        request = current_request() or Request(("thread", threading.get_ident()))
+        if torch.is_grad_enabled() and _needs_grad(module, given):
+            self._note_gradients(self.session(request))
+            return None
+        session, branch, step = self._enter(request, given) if again is None else again.place
+        arguments = (tuple(_copied(value) for value in args), {name: _copied(value) for name, value in kwargs.items()})
+        forward = Forward(session, branch, step, arguments=arguments)
+        for index in range(len(self.chains)):
+            self._start(forward, index, 0, compute)
+        for (chain, _), started in zip(self.chains, forward.runs):
+            forward.previous.append(chain.current.run)
+            chain.current.run = started.run
+        return forward
+
+    def _start(self, forward: Forward, index: int, passed: int, compute: str | None = None) -> LaneRun:
+        """Begin a pass over a chain."""
+        chain, options = self.chains[index]
+        session, step = forward.session, forward.step
+        if step == 0 and passed == 0:
+            widen_back(chain)
+        lane = session.lane(forward.branch, passed, index, lambda: Lane(chain, options, session.num_inference_steps))
+        shared = None if options.cache.cfg_diff_compute_separate else session.shared_diff(index, step)
+        started = lane.start(step, compute=compute, shared_diff=shared)
+        started.run.next_pass = functools.partial(self._next_pass, forward, index, passed + 1, compute)
+        forward.runs.append(started)
+        return started
+
+    @torch.compiler.disable
+    def _next_pass(self, forward: Forward, index: int, passed: int, compute: str | None) -> ChainRun:
+        """A chain's blocks are called again in one forward: another pass, with a history of its own."""
+        run = self._start(forward, index, passed, compute).run
+        self.chains[index][0].current.run = run
+        return run
+
+    @torch.compiler.disable
+    def end(self, forward: Forward) -> bool:
+        """Take the blocks' part back and enter what happened. False: the output is wrong, run the step again."""
+        self._disarm(forward)
+        unfilled = [started.lane for started in forward.runs if started.unfilled]
+        for lane in unfilled:
+            lane.refused = "last_block_not_called"
+            lane.free()
+        if unfilled:
+            return False
+        for started in forward.runs:
+            started.check_writes()
+            started.commit()
+            index = next(i for i, (chain, _) in enumerate(self.chains) if chain is started.lane.chain)
+            forward.session.share_diff(index, forward.step, started.diff)
+        forward.session.note_bytes()
+        self._free_finished(forward)
+        return True
+
+    @torch.compiler.disable
+    def abandon(self, forward: Forward) -> None:
+        """The forward failed: what its request had gathered is not to be trusted."""
+        self._disarm(forward)
+        forward.session.free()
+        with self._lock:
+            for key in [key for key, session in self.sessions.items() if session is forward.session]:
+                del self.sessions[key]
+
+    def _disarm(self, forward: Forward) -> None:
+        for (chain, _), previous in zip(self.chains, forward.previous):
+            chain.current.run = previous
+
+    def _free_finished(self, forward: Forward) -> None:
+        """A lane that has made its last step needs no history any more."""
+        steps = forward.session.num_inference_steps
+        if forward.session.counts_down and steps is not None and forward.step == steps - 1:
+            for started in forward.runs:
+                started.lane.free()
+
+    # -- requests
+
+    def session(self, request: Request) -> Session:
+        """The session of a request, made where it is missing."""
+        with self._lock:
+            if request.key in self.sessions:
+                self.sessions.move_to_end(request.key)
+                return self.sessions[request.key]
+            steps = request.num_inference_steps or self.config.num_inference_steps
+            opened = Session(direction=self.direction, num_inference_steps=steps, counts_down=request.counts_down)
+            self.sessions[request.key] = self.latest = opened
+            if len(self.sessions) > MAX_OPEN_REQUESTS:
+                key, oldest = self.sessions.popitem(last=False)
+                oldest.free()
+                logger.warning(
+                    "more than %d requests are open: closed the longest unused one, %r", MAX_OPEN_REQUESTS, key
+                )
+            return opened
+
+    def close(self, key: Hashable) -> None:
+        """End a request: its tensors are freed, its record stays for ``summary`` while it is the latest."""
+        with self._lock:
+            closed = self.sessions.pop(key, None)
+        if closed is not None:
+            closed.free()
+            self.explain(closed)
+
+    def close_all(self) -> None:
+        """End all requests."""
+        for key in list(self.sessions):
+            self.close(key)
+
+    def _enter(self, request: Request, given: Mapping[str, Any]) -> tuple[Session, Hashable, int]:
+        """The session, branch and step number of a call."""
+        session = self.session(request)
+        timestep = self._read_timestep(session, given)
+        branch = self._branch_of(session, given, timestep)
+        limit = session.num_inference_steps if session.counts_down else None
+        if session.clock.begins_request(branch, timestep, limit):
+            self.direction = session.clock.direction
+            self.close(request.key)
+            session = self.session(request)
+            branch = self._branch_of(session, given, timestep)
+        return session, branch, session.clock.enter(branch, timestep)
+
+    def _branch_of(self, session: Session, given: Mapping[str, Any], timestep: float | None) -> Hashable:
+        """What tells this call from the others of its step."""
+        variant = tuple(repr(given[name]) for name in self.rules.branch_arguments if given.get(name) is not None)
+        name = self.branch.name
+        if name is None and self.separate_cfg and not self.named and not variant:
+            name = session.clock.parity_branch(timestep, cfg_first=bool(self.config.cfg_compute_first))
+        return (name or "default", *variant) if variant else name or "default"
+
+    def _read_timestep(self, session: Session, given: Mapping[str, Any]) -> float | None:
+        """The call's timestep where it can be had without waiting for a device, or where a request's end depends on it.
+
+        A static plan of known length reads nothing back; a pipeline tells by itself where a request begins.
+        """
+        value = given.get(self._timestep) if self._timestep else None
+        if not isinstance(value, torch.Tensor):
+            return float(value) if isinstance(value, (int, float)) else None
+        if value.numel() == 0 or value.is_meta:
+            return None
+        planned = session.num_inference_steps is not None and self.config.is_static
+        if value.device.type != "cpu" and (planned or not session.counts_down):
+            return None
+        return float(value.max())
+
+    @contextlib.contextmanager
+    def branch_named(self, name: Hashable) -> Iterator[None]:
+        """Calls inside belong to the branch ``name``."""
+        previous, self.branch.name, self.named = self.branch.name, name, True
+        try:
+            yield
+        finally:
+            self.branch.name = previous
+
+    def _note_gradients(self, session: Session) -> None:
+        if session.note is None:
+            session.note = "gradients"
+            self.explain(session)
+
+    def explain(self, session: Session) -> None:
+        """One line of log that says why, when a request had the cache on and nothing was skipped."""
+        reason = no_hit_reason(session, session.lanes.values())
+        if reason is not None:
+            logger.warning("cache_dit: the cache was on and no step was cached: %s", reason)
+
+
+def _needs_grad(module: torch.nn.Module, given: Mapping[str, Any]) -> bool:
+    """Whether a backward could be asked for: then nothing may be skipped or kept."""
+    if any(isinstance(value, torch.Tensor) and value.requires_grad for value in given.values()):
+        return True
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if type(value) is list else dict(value) if type(value) is dict else value
+
+
+# -- what a block's and a transformer's subclass add to their class
+
+
+def cached_block(base: Any, metaclass: Any) -> type:
+    """The subclass of a block's class: asks its chain whether to compute."""
+
+    class CachedBlock(base, metaclass=metaclass):  # type: ignore[misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            role = self.__dict__.get(STATE)
+            run = None if role is None else role.current.run
+            if run is None:
+                return super().__call__(*args, **kwargs)
+            return run_block(role, run, super().__call__, args, kwargs)
+
+    return CachedBlock
+
+
+def cached_transformer(base: Any, metaclass: Any) -> type:
+    """The subclass of a transformer's class: a step begins and ends here.
+
+    ``__call__`` itself is never traced, what it calls is: the step's number stays outside of compiled code.
+    """
+
+    class CachedTransformer(base, metaclass=metaclass):  # type: ignore[misc]
+        @torch.compiler.disable(recursive=False)
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            state = self.__dict__.get(STATE)
+            forward = None
+            while state is not None:
+                forward = state.begin(self, args, kwargs, again=forward)
+                if forward is None:
+                    break
+                try:
+                    output = super().__call__(*args, **kwargs)
+                except BaseException:
+                    state.abandon(forward)
+                    raise
+                if state.end(forward):
+                    return output
+                args, kwargs = forward.arguments
+            return super().__call__(*args, **kwargs)
+
+    if hasattr(base, "cache_context"):
+        CachedTransformer.cache_context = _cache_context(CachedTransformer)
+    return CachedTransformer
+
+
+def named_transformer(base: Any, metaclass: Any) -> type:
+    """The subclass of a compiled transformer's inner class: only ``cache_context``, since its caller is the wrapper."""
+
+    class NamedTransformer(base, metaclass=metaclass):  # type: ignore[misc]
+        pass
+
+    if hasattr(base, "cache_context"):
+        NamedTransformer.cache_context = _cache_context(NamedTransformer)
+    return NamedTransformer
+
+
+def _cache_context(owner: type) -> Callable[..., Any]:
+    """diffusers' ``cache_context`` for a subclass: the branch's name reaches the cache too."""
+
+    @contextlib.contextmanager
+    def cache_context(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        state = self.__dict__.get(STATE)
+        name = args[0] if args else kwargs.get("name")
+        with contextlib.nullcontext() if state is None else state.branch_named(name):
+            with super(owner, self).cache_context(*args, **kwargs):  # type: ignore[misc]
+                yield
+
+    return cache_context

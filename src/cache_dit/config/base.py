@@ -1,0 +1,168 @@
+"""What every configuration dataclass shares: partial updates, and errors that say what to pass instead."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cache_dit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def unknown_key(key: str, known: Iterable[str], *, where: str) -> ConfigError:
+    """The error for a key that `where` does not know; it names the nearest known key, or all of them.
+
+    Args:
+        key: the key that was passed.
+        known: the keys that could have been passed.
+        where: what was given the key, as the user would write it, e.g. `"DBCacheConfig"`.
+    """
+    known = list(known)
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(known))}"
+    return ConfigError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def bad_value(name: str, value: object, expected: str) -> ConfigError:
+    """The error for an option whose value cannot work: what was seen, and what was expected.
+
+    Args:
+        name: the option's name.
+        value: what was passed for it.
+        expected: what may be passed, e.g. `"an integer >= 0"`.
+    """
+    return ConfigError(f"{name}={value!r} is not valid: expected {expected}")
+
+
+def check_integer(name: str, value: Any, *, minimum: int | None = None) -> None:
+    """Raise `ConfigError` unless `value` is an integer (not a bool) of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or (minimum is not None and value < minimum):
+        raise bad_value(name, value, "an integer" if minimum is None else f"an integer >= {minimum}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise `ConfigError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise bad_value(name, value, "True or False")
+
+
+def check_choice(name: str, value: Any, *, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise bad_value(name, value, " or ".join(map(repr, choices)))
+
+
+def as_number(name: str, value: Any) -> float:
+    """The float that a number, or a tensor of one element, stands for.
+
+    Args:
+        name: the option's name, for the message.
+        value: a real number, or anything whose `.item()` gives one.
+
+    Raises:
+        ConfigError: `value` is no number, or is NaN.
+    """
+    try:
+        number = value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError) as error:  # what torch and numpy raise for more than one element
+        raise bad_value(name, value, "one number") from error
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or math.isnan(number):
+        raise bad_value(name, value, "a number")
+    return float(number)
+
+
+@dataclass
+class SparseConfig:
+    """Base of the configuration dataclasses: any field may be None, which means "not given here".
+
+    A sparse configuration (`DBCacheConfig().reset(max_warmup_steps=4)`) overlays another one: its fields that are None
+    leave the other's as they are.
+    """
+
+    _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {}
+    """For each field, what raises `ConfigError` when called with its name and a value that cannot work."""
+
+    _kept_by_empty: ClassVar[tuple[str, ...]] = ()
+    """Fields that `empty` leaves as they are."""
+
+    def __post_init__(self) -> None:
+        self._normalize()
+        self.validate()
+
+    def _normalize(self) -> None:
+        """Bring every accepted spelling of a value to one form."""
+
+    def validate(self) -> None:
+        """Check the fields that are not None, alone and against each other.
+
+        Called at construction and by `update`; call it after setting attributes by hand.
+
+        Raises:
+            ConfigError: a value cannot work; the message says what was seen and what was expected.
+        """
+        for name, check in self._checks.items():
+            if (value := getattr(self, name)) is not None:
+                check(name, value)
+        self._validate_together()
+
+    def _validate_together(self) -> None:
+        """Raise `ConfigError` for values that exclude each other."""
+
+    def update(self, **options: Any) -> Self:
+        """Set the given fields, but leave those given as None as they are.
+
+        Args:
+            **options: field names and their new values.
+
+        Returns:
+            This configuration itself.
+
+        Raises:
+            ConfigError: an unknown name or a value that cannot work; this configuration is then unchanged.
+        """
+        known = self.field_names()
+        changed = copy.copy(self)
+        for name, value in options.items():
+            if name not in known:
+                raise unknown_key(name, known, where=type(self).__name__)
+            if value is not None:
+                setattr(changed, name, value)
+        changed.__post_init__()
+        for name in known:
+            setattr(self, name, getattr(changed, name))
+        return self
+
+    def empty(self, **options: Any) -> Self:
+        """Set every field to None ("not given"), then `update` with `options`. Returns this configuration itself."""
+        blank = copy.copy(self)
+        for name in self.field_names():
+            if name not in self._kept_by_empty:
+                setattr(blank, name, None)
+        blank.update(**options)
+        for name in self.field_names():
+            setattr(self, name, getattr(blank, name))
+        return self
+
+    def reset(self, **options: Any) -> Self:
+        """The same as `empty`: `DBCacheConfig().reset(x=…)` is the usual way to write a sparse override."""
+        return self.empty(**options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A deep copy of all fields, None included, by name."""
+        return asdict(self)
+
+    def given(self) -> dict[str, Any]:
+        """A deep copy of the fields that are not None, by name."""
+        return {name: value for name, value in self.as_dict().items() if value is not None}
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """The names of all fields, in the order of the constructor."""
+        return [field.name for field in fields(cls)]

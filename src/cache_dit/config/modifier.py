@@ -1,0 +1,151 @@
+"""Options for one block list or one transformer of several, laid over those that all share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from cache_dit.config.base import SparseConfig, bad_value, unknown_key
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.calibrator import CalibratorConfig, TaylorSeerCalibratorConfig
+
+_Config = TypeVar("_Config", bound=SparseConfig)
+
+_FLAT_CACHE_OPTIONS = (
+    "Fn_compute_blocks",
+    "Bn_compute_blocks",
+    "max_warmup_steps",
+    "max_cached_steps",
+    "max_continuous_cached_steps",
+    "residual_diff_threshold",
+    "enable_separate_cfg",
+    "cfg_compute_first",
+    "cfg_diff_compute_separate",
+)
+_FLAT_TAYLORSEER_OPTIONS = (
+    "enable_taylorseer",
+    "enable_encoder_taylorseer",
+    "taylorseer_cache_type",
+    "taylorseer_order",
+)
+
+
+class ParamsModifier:
+    """Options that differ for one block list, or one transformer, from those given to `enable_cache`.
+
+    The modifiers given to `enable_cache` or to a `BlockAdapter` go to the block lists in order; lists without one
+    keep the shared options. Fields that are None keep the shared value, so a modifier is best written sparsely:
+    `ParamsModifier(cache_config=DBCacheConfig().reset(residual_diff_threshold=0.24))`. A calibrator may be given
+    alone.
+
+    Args:
+        cache_config: cache options to lay over the shared ones.
+        calibrator_config: calibrator options to lay over the shared ones; one of another class replaces them.
+        **kwargs: deprecated flat options (`Fn_compute_blocks=…`, `enable_taylorseer=…`); see `flat_options`.
+
+    Raises:
+        ConfigError: an unknown option, or one that is no configuration of the expected class.
+    """
+
+    def __init__(
+        self,
+        cache_config: BasicCacheConfig | None = None,
+        calibrator_config: CalibratorConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if cache_config is not None and not isinstance(cache_config, BasicCacheConfig):
+            raise bad_value("cache_config", cache_config, "a DBCacheConfig or None")
+        if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
+            raise bad_value(
+                "calibrator_config", calibrator_config, "a CalibratorConfig, e.g. TaylorSeerCalibratorConfig()"
+            )
+        options, flat_calibrator = flat_options(kwargs, where="ParamsModifier")
+        if options:
+            cache_config = overlay(cache_config or BasicCacheConfig().reset(), options)
+        self.cache_config = cache_config
+        self.calibrator_config = flat_calibrator or calibrator_config
+
+    def __repr__(self) -> str:
+        return f"ParamsModifier(cache_config={self.cache_config!r}, calibrator_config={self.calibrator_config!r})"
+
+
+def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], TaylorSeerCalibratorConfig | None]:
+    """Sort the deprecated flat options of `enable_cache` and `ParamsModifier` into cache and calibrator options.
+
+    Args:
+        options: fields of `DBCacheConfig` by name, and `enable_taylorseer` (False), `enable_encoder_taylorseer` (True),
+            `taylorseer_cache_type` (`"residual"`), `taylorseer_order` (1). Those given as None count as not given.
+        where: what was given the options, for messages, e.g. `"enable_cache"`.
+
+    Returns:
+        The cache options, and a calibrator configuration or None if no TaylorSeer was asked for.
+
+    Raises:
+        ConfigError: an unknown option, or a value that cannot work.
+    """
+    known = (*_FLAT_CACHE_OPTIONS, *_FLAT_TAYLORSEER_OPTIONS)
+    for key in options:
+        if key not in known:
+            raise unknown_key(key, known, where=where)
+    given = {key: value for key, value in options.items() if value is not None}
+    if given:
+        warnings.warn(
+            f"{where}: the flat options {', '.join(given)} are deprecated; pass cache_config=DBCacheConfig(…) "
+            "and calibrator_config=TaylorSeerCalibratorConfig(…)",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    cache_options = {key: value for key, value in given.items() if key in _FLAT_CACHE_OPTIONS}
+    if not given.get("enable_taylorseer", False):
+        return cache_options, None
+    calibrator = TaylorSeerCalibratorConfig(
+        enable_encoder_calibrator=given.get("enable_encoder_taylorseer", True),
+        calibrator_cache_type=given.get("taylorseer_cache_type", "residual"),
+        taylorseer_order=given.get("taylorseer_order", 1),
+    )
+    return cache_options, calibrator
+
+
+def effective(
+    base_cache: BasicCacheConfig,
+    base_calibrator: CalibratorConfig | None = None,
+    modifier: ParamsModifier | None = None,
+) -> tuple[BasicCacheConfig, CalibratorConfig | None]:
+    """The options of one block list: the shared ones, with those of its modifier laid over them.
+
+    Args:
+        base_cache: the shared cache options; fields that are None get their defaults.
+        base_calibrator: the shared calibrator options, or None.
+        modifier: the list's own options, or None. Its calibrator counts also when it has no cache options.
+
+    Returns:
+        New, complete configurations that share nothing with the given ones; the calibrator is None when nobody gave
+        one.
+
+    Raises:
+        ConfigError: the combination cannot work.
+    """
+    cache_options = modifier.cache_config if modifier else None
+    calibrator_options = modifier.calibrator_config if modifier else None
+    cache = overlay(base_cache, cache_options.given() if cache_options else {}, complete=True)
+    if calibrator_options is None:
+        return cache, None if base_calibrator is None else overlay(base_calibrator, {}, complete=True)
+    if type(base_calibrator) is not type(calibrator_options):
+        return cache, overlay(calibrator_options, {}, complete=True)
+    return cache, overlay(base_calibrator, calibrator_options.given(), complete=True)
+
+
+def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False) -> _Config:
+    """A copy of `base` with `options` laid over it; `base` stays as it is.
+
+    Args:
+        base: the configuration to start from.
+        options: field names and values; those that are None leave the base's.
+        complete: whether fields that neither gives get their defaults, or stay None.
+
+    Raises:
+        ConfigError: an unknown name, or values that cannot work together.
+    """
+    start = type(base)() if complete else type(base)().reset()
+    return start.update(**{**base.given(), **{key: value for key, value in options.items() if value is not None}})

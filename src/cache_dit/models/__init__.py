@@ -1,0 +1,29 @@
+"""The model families: each a file with one record. A new file is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from cache_dit.models.record import (
+    Blocks,
+    ModelRecord,
+    adapter_of,
+    known_pipelines,
+    record_of,
+    register_model,
+    transformers_of,
+)
+
+__all__ = [
+    "Blocks",
+    "ModelRecord",
+    "adapter_of",
+    "known_pipelines",
+    "record_of",
+    "register_model",
+    "transformers_of",
+]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,123 @@
+"""What must be known of a model family to cache it: where its blocks are, and how they are called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_dit.caching.adapter import BlockAdapter
+from cache_dit.caching.pattern import ENCODER, HIDDEN, CallRules, ForwardPattern, Join
+from cache_dit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One block list of a transformer.
+
+    Args:
+        attribute: where it is; dots lead into modules.
+        pattern: what goes into its blocks and comes out.
+        streams: the names of H and E in their ``forward``.
+    """
+
+    attribute: str
+    pattern: ForwardPattern
+    streams: tuple[str, str] = (HIDDEN, ENCODER)
+
+    def find(self, transformer: torch.nn.Module) -> torch.nn.Module:
+        """The list itself."""
+        return transformer.get_submodule(self.attribute)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One model family.
+
+    Args:
+        name: what its pipelines' class names begin with.
+        transformers: class names of its transformers; subclasses count, other classes with such a prefix do not.
+        blocks: its block lists in call order. Several are one chain with one decision.
+        join: how the second list takes over from the first; see ``BlockAdapter``.
+        separate_cfg: whether conditional and unconditional calls take turns, for pipelines that do not name them.
+        components: the pipeline's attributes that may hold a transformer.
+        rules: which calls must compute, or are no step.
+        split_variable: an environment variable that, set to 0, makes each block list a chain of its own.
+    """
+
+    name: str
+    transformers: tuple[str, ...]
+    blocks: tuple[Blocks, ...]
+    join: Join = None
+    separate_cfg: bool = False
+    components: tuple[str, ...] = ("transformer",)
+    rules: CallRules = field(default_factory=CallRules)
+    split_variable: str | None = None
+
+    def adapter(self, transformers: list[torch.nn.Module], pipe: Any = None) -> BlockAdapter:
+        """The description of these transformers, all of this family."""
+        split = self.split_variable is not None and os.environ.get(self.split_variable) == "0"
+        return BlockAdapter(
+            pipe=pipe,
+            transformer=list(transformers),
+            blocks=[[blocks.find(transformer) for blocks in self.blocks] for transformer in transformers],
+            blocks_name=[[blocks.attribute for blocks in self.blocks] for _ in transformers],
+            forward_pattern=[[blocks.pattern for blocks in self.blocks] for _ in transformers],
+            stream_names=[blocks.streams for _ in transformers for blocks in self.blocks],
+            has_separate_cfg=self.separate_cfg,
+            merge=not split,
+            join=self.join,
+            rules=self.rules,
+        )
+
+
+_records: dict[str, ModelRecord] = {}  # class name of a transformer -> its family
+
+
+def register_model(record: ModelRecord) -> ModelRecord:
+    """Make a family known: ``register_model(ModelRecord(name="Foo", transformers=("FooTransformer2DModel",), …))``.
+
+    Raises:
+        ConfigError: if one of its transformers has a record already, or it names no transformer or block list.
+    """
+    if not record.transformers or not record.blocks:
+        raise ConfigError(f"the record of {record.name!r} needs at least one transformer class and one block list")
+    for name in record.transformers:
+        if _records.setdefault(name, record) is not record:
+            raise ConfigError(f"{name} is in the record of {_records[name].name!r} already: take it out of one of them")
+    return record
+
+
+def record_of(module: Any) -> ModelRecord | None:
+    """The record of a transformer, by the exact name of its class or of one it derives from."""
+    module = getattr(module, "_orig_mod", module)
+    return next((_records[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _records), None)
+
+
+def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The attributes of a pipeline that hold a transformer with a record, with the transformer."""
+    for attribute in dict.fromkeys(name for record in _records.values() for name in record.components):
+        module = getattr(pipe, attribute, None)
+        record = record_of(module)
+        if record is not None and attribute in record.components:
+            yield attribute, module
+
+
+def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
+    """The description of a pipeline or a transformer by its record, or None where there is none."""
+    if isinstance(pipe_or_module, torch.nn.Module):
+        record = record_of(pipe_or_module)
+        return None if record is None else record.adapter([pipe_or_module])
+    found = [module for _, module in transformers_of(pipe_or_module)]
+    record = record_of(found[0]) if found else None
+    if record is None:
+        return None
+    return record.adapter([module for module in found if record_of(module) is record], pipe_or_module)
+
+
+def known_pipelines() -> list[str]:
+    """What the class names of supported pipelines begin with, in the order of registration."""
+    return list(dict.fromkeys(record.name for record in _records.values()))

@@ -1,0 +1,120 @@
+"""Step plans: the published ones bit for bit, and what every preset promises for any number of steps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_dit.caching.masks import steps_mask
+from cache_dit.errors import ConfigError
+
+PRESETS = ("slow", "medium", "fast", "ultra")
+
+PUBLISHED = {
+    4: ("1101", "1101", "1101", "1101"),
+    6: ("111001", "111001", "111001", "111001"),
+    8: ("11111011", "11110101", "11101001", "11001001"),
+    9: ("111110111", "111110101", "111101001", "111001001"),
+    10: ("1111011011", "1111011011", "1110100101", "1101001001"),
+    15: ("111101101101101", "111101101001001", "111010010010001", "110100100010001"),
+    16: ("1111111101110011", "1111110110001001", "1111100000000001", "1100000000000001"),
+    20: ("11111111011100111001", "11111101100011000101", "11111101000000000001", "11110000000000000001"),
+    28: (
+        "1111111101110011100110010001",
+        "1111110110001100011000110001",
+        "1111110100010000100000100001",
+        "1111001000001000000100000001",
+    ),
+    50: (
+        "11111111111111111111110011111000111110001110001101",
+        "11111111111111110011100000111000001110000011100001",
+        "11111111111001100000110000000110000000001100000001",
+        "11111110001100000000011000000000001100000000000001",
+    ),
+}
+
+
+def preset(policy: str, total_steps: int) -> list[int]:
+    mask = steps_mask(total_steps=total_steps, mask_policy=policy)
+    assert mask is not None
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "policy", "bits"),
+    [(steps, policy, bits) for steps, row in PUBLISHED.items() for policy, bits in zip(PRESETS, row, strict=True)],
+)
+def test_the_published_plans_come_out_bit_for_bit(total_steps: int, policy: str, bits: str) -> None:
+    assert "".join(map(str, preset(policy, total_steps))) == bits
+
+
+@pytest.mark.parametrize("policy", PRESETS)
+def test_ten_to_fourteen_steps_are_the_plan_of_fifteen_cut_short(policy: str) -> None:
+    for steps in range(10, 15):
+        assert preset(policy, steps) == [*preset(policy, 15)[: steps - 1], 1]
+
+
+@pytest.mark.parametrize("total_steps", range(1, 201))
+def test_presets_have_the_asked_length_and_compute_the_first_and_the_last_step(total_steps: int) -> None:
+    for policy in PRESETS:
+        mask = preset(policy, total_steps)
+        assert len(mask) == total_steps
+        assert set(mask) <= {0, 1}
+        assert mask[0] == mask[-1] == 1
+        assert (0 in mask) == (total_steps >= 4)
+
+
+@pytest.mark.parametrize("total_steps", range(1, 201))
+def test_a_slower_preset_computes_at_least_as_many_steps(total_steps: int) -> None:
+    computed = [sum(preset(policy, total_steps)) for policy in PRESETS]
+    assert computed == sorted(computed, reverse=True)
+
+
+def test_medium_is_the_default() -> None:
+    assert steps_mask(total_steps=28) == preset("medium", 28)
+
+
+@pytest.mark.parametrize("policy", [None, "none"])
+def test_no_policy_is_no_mask(policy: str | None) -> None:
+    assert steps_mask(total_steps=28, mask_policy=policy) is None
+
+
+def test_bins_are_taken_as_given() -> None:
+    assert steps_mask([4, 2], [2, 4]) == [1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0]
+    assert steps_mask([1], [1, 2, 3]) == [1, 0, 0, 0, 0, 0, 0]
+    assert steps_mask([0, 1], [2]) == [0, 0, 1]
+    assert steps_mask([2, 2], [2, 2], total_steps=5, mask_policy=None) == [1, 1, 0, 0, 1]
+
+
+lengths = st.lists(st.integers(0, 9), max_size=6)
+
+
+@given(compute=lengths, cache=lengths)
+def test_bins_become_as_many_ones_and_zeros(compute: list[int], cache: list[int]) -> None:
+    if sum(compute) + sum(cache) == 0:
+        with pytest.raises(ConfigError, match="at least 1 steps, not 0"):
+            steps_mask(compute, cache)
+        return
+    mask = steps_mask(compute, cache)
+    assert mask is not None
+    assert (mask.count(1), mask.count(0)) == (sum(compute), sum(cache))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"total_steps": 0}, "total_steps=0 is not valid: expected an integer >= 1"),
+        ({"total_steps": 28.0}, "total_steps=28.0 is not valid: expected an integer >= 1"),
+        ({}, "mask_policy='medium' needs total_steps"),
+        ({"total_steps": 28, "mask_policy": "medum"}, "unknown key 'medum'; did you mean 'medium'?"),
+        ({"total_steps": 2, "mask_policy": "x"}, "unknown key 'x'; known are fast, medium, none, slow, ultra"),
+        ({"compute_bins": [4], "total_steps": 8}, "only one of compute_bins and cache_bins was given"),
+        ({"compute_bins": [4], "cache_bins": [-1]}, "an entry of cache_bins=-1 is not valid"),
+        ({"compute_bins": [4], "cache_bins": [2], "total_steps": 8}, "at least 8 steps, not 6"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        steps_mask(**arguments)  # type: ignore[arg-type]
+    assert message in str(raised.value)

@@ -1,0 +1,219 @@
+"""Trains the demo model's transformer and text encoders on the stored latents, for a given time."""
+
+import argparse
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .captions import token_ids
+from .data import load_pictures
+from .model import Denoiser, Vocabulary, image_positions, pack
+
+LOG = logging.getLogger(__name__)
+CAPTION_DROPOUT = 0.1
+EMA_DECAY = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How long and how fast to train."""
+
+    minutes: float
+    batch: int = 96
+    muon_lr: float = 0.02
+    adam_lr: float = 1e-3
+    warm_up_steps: int = 100
+    save_minutes: float = 5
+    heads: int = 6
+
+
+@dataclass(slots=True)
+class TrainingSet:
+    """Normalised latents as tokens and the ids of their captions; the last row of the ids is the empty caption."""
+
+    clean: torch.Tensor
+    clip_ids: torch.Tensor
+    t5_ids: torch.Tensor
+    image_ids: torch.Tensor
+
+    def draw(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Random training inputs for these pictures: the arguments of `Denoiser.forward`."""
+        clean = self.clean[indices]
+        dropped = torch.rand(len(indices), device=indices.device) < CAPTION_DROPOUT
+        captions = indices.masked_fill(dropped, len(self.clean))
+        noise_time = torch.randn(len(indices), device=indices.device).sigmoid()
+        return (
+            clean,
+            torch.randn_like(clean),
+            noise_time,
+            self.clip_ids[captions],
+            self.t5_ids[captions],
+            self.image_ids,
+        )
+
+
+def load_training_set(data: Path, work: Path, device: torch.device) -> tuple[TrainingSet, Vocabulary]:
+    """The training set of the pictures in `data` with the latents and tokenizers in `work`."""
+    captions = [*load_pictures(data).captions, ""]
+    clip_ids, t5_ids = token_ids(captions, work)
+    vocabulary = Vocabulary(
+        clip_size=int(clip_ids.max()) + 1,
+        clip_start=int(clip_ids[0, 0]),
+        clip_end=int(clip_ids.max()),
+        t5_size=t5_vocabulary_size(work),
+    )
+    # What follows the end token changes nothing in a causal encoder, so the longest caption's length will do.
+    used = int((clip_ids != vocabulary.clip_end).sum(dim=1).max()) + 1
+    latents = torch.load(work / "latents.pt")
+    image_ids = image_positions(latents.shape[-1] // 2)
+    tensors = pack(latents), clip_ids[:, :used], t5_ids, image_ids
+    return TrainingSet(*(tensor.contiguous().to(device) for tensor in tensors)), vocabulary
+
+
+def t5_vocabulary_size(work: Path) -> int:
+    """The number of ids of the T5 tokenizer in `work`."""
+    from transformers import T5TokenizerFast
+
+    return len(T5TokenizerFast.from_pretrained(work / "tokenizer_2"))
+
+
+def build_optimizers(denoiser: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks, AdamW for all else (embeddings, modulation, norms, biases, in and out)."""
+    matrices, others = [], []
+    for name, parameter in denoiser.named_parameters():
+        inside = any(part in name for part in ("transformer_blocks.", "encoder.layers.", "encoder.block."))
+        hidden = inside and parameter.ndim == 2 and "norm" not in name and "bias" not in name
+        (matrices if hidden else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, settings.muon_lr, weight_decay=0.0, momentum=0.95),
+        torch.optim.AdamW(others, settings.adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+@dataclass(slots=True)
+class Trainer:
+    """The training's whole state: what a checkpoint holds."""
+
+    denoiser: Denoiser
+    settings: Settings
+    folder: Path
+    step: int = 0
+    seconds: float = 0.0
+    pictures_seen: int = 0
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
+    average: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizers = build_optimizers(self.denoiser, self.settings)
+        self.average = {name: value.detach().clone() for name, value in self.denoiser.named_parameters()}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint lies."""
+        return self.folder / "transformer.pt"
+
+    @property
+    def done(self) -> float:
+        """The share of the planned time that is spent, 0 to 1."""
+        return min(1.0, self.seconds / (60 * self.settings.minutes))
+
+    def save(self) -> None:
+        """Writes the checkpoint; an interrupted write leaves the former one."""
+        state = {
+            "denoiser": self.denoiser.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": {"step": self.step, "seconds": self.seconds, "pictures_seen": self.pictures_seen},
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def resume(self) -> None:
+        """Continues from the checkpoint when there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=next(self.denoiser.parameters()).device)
+        self.denoiser.load_state_dict(state["denoiser"])
+        self.average = state["average"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        LOG.info("resumed at step %d after %.1f minutes", self.step, self.seconds / 60)
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One optimisation step: warm-up, then a linear fall to zero at the end of the planned time."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
+        factor = min(1.0, (self.step + 1) / self.settings.warm_up_steps) * (1 - self.done)
+        for optimizer, lr in zip(self.optimizers, (self.settings.muon_lr, self.settings.adam_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        decay = min(EMA_DECAY, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), [*self.denoiser.parameters()], 1 - decay)
+
+
+def train(trainer: Trainer, training_set: TrainingSet) -> None:
+    """Trains until the planned time is spent, with checkpoints on the way and one at the end."""
+    device = training_set.clean.device
+    compiled = torch.compile(trainer.denoiser, dynamic=False)
+    batch, count = trainer.settings.batch, len(training_set.clean)
+    torch.manual_seed(trainer.step)
+    order, position, losses, last_save = torch.randperm(count, device=device), 0, [], time.monotonic()
+    while trainer.done < 1:
+        began = time.monotonic()
+        if position + batch > count:
+            order, position = torch.randperm(count, device=device), 0
+        inputs = training_set.draw(order[position : position + batch])
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = compiled(*inputs)
+        trainer.update(loss)
+        losses.append(loss.detach())
+        position += batch
+        trainer.pictures_seen += batch
+        trainer.seconds += time.monotonic() - began
+        if trainer.step % 50 == 0:
+            rate = trainer.pictures_seen / trainer.seconds
+            mean = torch.stack(losses).mean().item()
+            losses.clear()
+            LOG.info("step %d, %.1f%%, loss %.4f, %.0f pictures/s", trainer.step, 100 * trainer.done, mean, rate)
+        if time.monotonic() - last_save > 60 * trainer.settings.save_minutes:
+            trainer.save()
+            last_save = time.monotonic()
+    trainer.save()
+
+
+def main() -> None:
+    """Trains the transformer by itself; `run.py` does this and all the rest."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=100)
+    parser.add_argument("--batch", type=int, default=Settings.__dataclass_fields__["batch"].default)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=1e-3)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    training_set, vocabulary = load_training_set(arguments.data, arguments.work, arguments.device)
+    torch.manual_seed(0)
+    denoiser = Denoiser(vocabulary).to(arguments.device)
+    settings = Settings(
+        minutes=arguments.minutes, batch=arguments.batch, muon_lr=arguments.muon_lr, adam_lr=arguments.adam_lr
+    )
+    trainer = Trainer(denoiser, settings, arguments.work)
+    trainer.resume()
+    train(trainer, training_set)
+
+
+if __name__ == "__main__":
+    main()
