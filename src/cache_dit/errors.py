@@ -23,5 +23,9 @@ class MissingDependencyError(CacheDitError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
+class MissingModelError(CacheDitError, FileNotFoundError):
+    """The weights of a model are not where they should be."""
+
+
 class SessionError(CacheDitError, RuntimeError):
     """A request was used in a way that its session does not allow."""

@@ -108,7 +108,9 @@ def test_a_request_shorter_than_its_warmup_and_two_steps_runs_without_the_cache(
 
 
 def test_a_static_plan_is_followed_however_short_the_request() -> None:
-    assert trace(3, num_inference_steps=3, steps_computation_mask=[1, 0, 1], steps_computation_policy="static") == "FCF"
+    options = {"steps_computation_mask": [1, 1, 0, 1], "num_inference_steps": 3}
+    assert trace(3, steps_computation_policy="static", **options) == "FFC"
+    assert trace(3, steps_computation_policy="dynamic", **options) == "FFF"
 
 
 def test_a_high_diff_returns_the_count_of_cached_steps_in_a_row_to_zero() -> None:
@@ -252,6 +254,10 @@ def test_a_run_without_a_hit_explains_itself(steps: int, diff: float, options: d
     ("why", "sentence"),
     [
         ("shape", "The shape, dtype or device of the hidden states changed before 3 of 4 steps."),
+        (
+            "no_middle",
+            "Fn_compute_blocks=8 and Bn_compute_blocks=0 leave no block between them to skip; pass smaller ones.",
+        ),
         ("moon", "3 of 4 steps were computed for the reason 'moon'."),
     ],
 )

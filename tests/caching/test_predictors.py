@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_dit.caching import predictors
 from cache_dit.caching.predictors import (
     Predictor,
-    _factories,
     make_predictor,
     register_predictor,
     reuse,
@@ -137,13 +137,10 @@ def test_unknown_predictors_and_arguments_are_refused() -> None:
 
 
 def test_a_registered_predictor_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_factories, "mean", raising=False)
+    monkeypatch.setattr(predictors, "_factories", {})
     mean = Predictor("mean", 2, lambda times, target: [1 / len(times)] * len(times))
     register_predictor(name="mean", factory=lambda config: mean)
-    try:
-        assert make_predictor(CalibratorConfig(enable_calibrator=True, calibrator_type="mean")) is mean
-    finally:
-        del _factories["mean"]
+    assert make_predictor(CalibratorConfig(enable_calibrator=True, calibrator_type="mean")) is mean
 
 
 @pytest.mark.parametrize("name", ["", "Mean", "a b", "2nd", None, "taylorseer"])

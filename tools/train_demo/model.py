@@ -27,7 +27,7 @@ class Vocabulary:
 class Denoiser(nn.Module):
     """Transformer and both text encoders: all that flow matching trains."""
 
-    def __init__(self, vocabulary: Vocabulary, heads: int = 6) -> None:
+    def __init__(self, vocabulary: Vocabulary, heads: int = 4) -> None:
         super().__init__()
         self.text_encoder = CLIPTextModel(_clip_config(vocabulary))
         self.text_encoder_2 = T5EncoderModel(_t5_config(vocabulary))
@@ -36,12 +36,12 @@ class Denoiser(nn.Module):
             in_channels=PATCH_CHANNELS,
             num_layers=4,
             num_single_layers=8,
-            attention_head_dim=32,
+            attention_head_dim=48,
             num_attention_heads=heads,
             joint_attention_dim=TEXT_WIDTH,
             pooled_projection_dim=TEXT_WIDTH,
             guidance_embeds=False,
-            axes_dims_rope=(8, 12, 12),
+            axes_dims_rope=(12, 18, 18),
         )
         self._zero_gates()
 

@@ -45,18 +45,24 @@ def autoencoder_loss(autoencoder: AutoencoderKL, pictures: torch.Tensor) -> torc
 
 
 def train_autoencoder(
-    pictures: Pictures, *, minutes: float, device: torch.device, batch: int = 16, peak_lr: float = 1e-3
-) -> AutoencoderKL:
+    autoencoder: AutoencoderKL,
+    pictures: Pictures,
+    *,
+    minutes: float,
+    device: torch.device,
+    batch: int = 16,
+    peak_lr: float = 1e-3,
+) -> None:
     """Trains for `minutes` of wall-clock time; the learning rate warms up and falls to zero by that time."""
     torch.manual_seed(0)
-    autoencoder = build_autoencoder().to(device, memory_format=torch.channels_last)
+    autoencoder.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(autoencoder.parameters(), peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
     order = torch.randperm(len(pictures.rows))
     start, step, seen, done = time.monotonic(), 0, 0, 0.0
     while done < 1:
         if seen + batch > len(order):
             order, seen = torch.randperm(len(pictures.rows)), 0
-        lr = peak_lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
+        lr = peak_lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = autoencoder_loss(autoencoder, pictures.batch(order[seen : seen + batch], device))
@@ -68,7 +74,6 @@ def train_autoencoder(
         done = min(1.0, (time.monotonic() - start) / (60 * minutes))
         if step % 50 == 0 or done == 1:
             LOG.info("step %d, %.0f%% of the time, loss %.4f", step, 100 * done, loss.item())
-    return autoencoder
 
 
 @torch.no_grad()
@@ -107,10 +112,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--resume", action="store_true", help="go on from the autoencoder in the work folder")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pictures = load_pictures(arguments.data)
-    autoencoder = train_autoencoder(pictures, minutes=arguments.minutes, device=arguments.device)
+    autoencoder = AutoencoderKL.from_pretrained(arguments.work / "vae") if arguments.resume else build_autoencoder()
+    train_autoencoder(autoencoder, pictures, minutes=arguments.minutes, device=arguments.device)
     finish_autoencoder(autoencoder, pictures, arguments.work, arguments.device)
 
 

@@ -278,12 +278,12 @@ class BlockAdapter:
         adapter.transformer, adapter.blocks = transformers, blocks
         for name in ("forward_pattern", "blocks_name"):
             value = _per_transformer(getattr(adapter, name), len(transformers), name)
-            setattr(adapter, name, [_spread(v, len(b), name) for v, b in zip(value, blocks)])
+            setattr(adapter, name, [_spread(v, len(b), name) for v, b in zip(value, blocks, strict=True)])
         adapter.dummy_blocks_names = adapter.dummy_blocks_names or [[] for _ in transformers]
         if unique and not adapter.unique_blocks_name:
             adapter.unique_blocks_name = [
-                [f"{name}_{id(lst)}" for name, lst in zip(names, lists)]
-                for names, lists in zip(adapter.blocks_name, blocks)
+                [f"{name}_{id(lst)}" for name, lst in zip(names, lists, strict=True)]
+                for names, lists in zip(adapter.blocks_name, blocks, strict=True)
             ]
         return adapter
 
@@ -294,11 +294,11 @@ class BlockAdapter:
         streams = iter(self._streams())
         targets = []
         for transformer, lists, names, patterns in zip(
-            as_list(self.transformer), self.blocks, self.blocks_name, self.forward_pattern
+            as_list(self.transformer), self.blocks, self.blocks_name, self.forward_pattern, strict=True
         ):
             described = [
                 BlockList(name, tuple(blocks), pattern, next(streams))
-                for name, blocks, pattern in zip(names, lists, patterns)
+                for name, blocks, pattern in zip(names, lists, patterns, strict=True)
             ]
             groups = [tuple(described)] if self.merge else [(blocks,) for blocks in described]
             strict = self._is_strict(transformer)
@@ -397,18 +397,17 @@ def _names_by_identity(adapter: BlockAdapter) -> list[list[str]]:
     lists = _per_transformer(_listed_blocks(adapter.blocks), len(transformers), "blocks")
     return [
         [_name_of(transformer, blocks, index) for index, blocks in enumerate(of_transformer)]
-        for transformer, of_transformer in zip(transformers, lists)
+        for transformer, of_transformer in zip(transformers, lists, strict=True)
     ]
 
 
 def _name_of(transformer: torch.nn.Module, blocks: Any, index: int) -> str:
-    for name, module in transformer.named_modules():
-        if module is blocks:
-            return name
+    modules = dict(transformer.named_modules())
     first = next(iter(blocks), None)
-    for name, module in transformer.named_modules():
-        if first is not None and any(child is first for child in module.children()) and name:
-            return name
+    exact = [name for name, module in modules.items() if module is blocks]
+    holding = [name for name, module in modules.items() if name and any(child is first for child in module.children())]
+    for name in exact + holding:
+        return str(name)
     raise ConfigError(
         f"block list {index} is no attribute of {type(transformer).__name__} and its first block is in none of its "
         f"lists: pass blocks_name, or the transformer that the blocks belong to"

@@ -119,7 +119,7 @@ def _enable(adapter: BlockAdapter, cache_config: BasicCacheConfig, calibrator_co
                 rules=adapter.rules,
             )
         )
-    for target, state in zip(targets, states):
+    for target, state in zip(targets, states, strict=True):
         detach_transformer(target.transformer)
         attach_transformer(target.transformer, state)
     if adapter.pipe is None or isinstance(adapter.pipe, FakeDiffusionPipeline):
@@ -157,7 +157,7 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
     inner = getattr(transformer, "_orig_mod", None)
     try:
         for chain, _ in state.chains:
-            for block, role in zip(chain.blocks, chain.roles):
+            for block, role in zip(chain.blocks, chain.roles, strict=True):
                 put_on(block, cached_block, role)
         put_on(transformer, cached_transformer, state)
         if inner is not None:
@@ -227,9 +227,9 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
 
     Args:
         transformer: a cached transformer.
-        **force_refresh_kwargs: ``cache_config`` (its fields that are not None are taken over; ``DBCacheConfig().reset(…)``
-            makes a sparse one), ``calibrator_config``, or options of ``DBCacheConfig`` by name, such as
-            ``num_inference_steps=28``. ``verbose`` logs the options.
+        **force_refresh_kwargs: ``cache_config`` (its fields that are not None are taken over;
+            ``DBCacheConfig().reset(…)`` makes a sparse one), ``calibrator_config``, or options of ``DBCacheConfig``
+            by name, such as ``num_inference_steps=28``. ``verbose`` logs the options.
 
     Raises:
         UnsupportedModelError: if no cache is on this transformer.

@@ -97,12 +97,13 @@ def _metaclass(base: type) -> type:
 
 
 def _plain_class(cls: type) -> type:
-    return next(base.__dict__[PLAIN] for base in cls.__mro__ if PLAIN in base.__dict__)
+    plain: type = next(base.__dict__[PLAIN] for base in cls.__mro__ if PLAIN in base.__dict__)
+    return plain
 
 
 def _reduce_plain(self: Any, protocol: Any) -> Any:
     """Copies and pickles are plain: no cache, the class that the instance had before."""
-    plain = _plain_class(type(self))
+    plain: Any = _plain_class(type(self))
     if plain.__reduce__ is object.__reduce__ and plain.__reduce_ex__ is object.__reduce_ex__:
         getstate = getattr(plain, "__getstate__", None)
         own = getstate is not None and getstate is not getattr(object, "__getstate__", None)

@@ -55,7 +55,7 @@ def rebuild_state(
     sparse = type(state.config)().reset(**changes) if changes else None
     first = state.chains[0][1]
     specs = []
-    for spec, (_, options) in zip(state.target.chains, state.chains):
+    for spec, (_, options) in zip(state.target.chains, state.chains, strict=True):
         cache = overlay(options.cache, {} if sparse is None else sparse.given())
         calibrator = effective(options.cache, options.calibrator, ParamsModifier(None, calibrator_config))[1]
         specs.append(ChainSpec(spec.lists, spec.join, ParamsModifier(cache, calibrator), spec.strict))
@@ -80,8 +80,8 @@ def build_chain(spec: ChainSpec, options: ChainOptions, owner: str) -> Chain:
     front, back = options.cache.Fn_compute_blocks, options.cache.Bn_compute_blocks
     if front + back > length:
         raise ConfigError(
-            f"Fn_compute_blocks={front} and Bn_compute_blocks={back} exceed the {length} blocks of {spec.name} in {owner}: "
-            f"pass smaller ones, for example DBCacheConfig(Fn_compute_blocks=1)"
+            f"Fn_compute_blocks={front} and Bn_compute_blocks={back} exceed the {length} blocks of {spec.name} "
+            f"in {owner}: pass smaller ones, for example DBCacheConfig(Fn_compute_blocks=1)"
         )
     chain = Chain(
         spec.name,

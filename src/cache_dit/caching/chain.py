@@ -12,12 +12,19 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
 from cache_dit.caching.history import alike
 from cache_dit.caching.pattern import JOINS, BlockIO, Form, Join
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """Keep a function out of compiled code, with all that it calls."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class Zone(enum.IntEnum):

@@ -40,7 +40,7 @@ class History:
         dtype = chosen[0].dtype
         wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         total = chosen[0].to(wide) * coefficients[0]
-        for snapshot, coefficient in zip(chosen[1:], coefficients[1:]):
+        for snapshot, coefficient in zip(chosen[1:], coefficients[1:], strict=True):
             total.add_(snapshot, alpha=coefficient)
         return total.to(dtype)
 

@@ -163,7 +163,7 @@ def describe(value: Any) -> str:
 
 #: How the second of two merged block lists takes over from the first: with both streams as they are, or with one
 #: stream made of both, text first (``eh``) or image first (``he``), concatenated over the tokens (dimension 1).
-Join = Optional[str]
+Join = Optional[str]  # noqa: UP045 (evaluated at run time, where Python 3.10 is the oldest)
 JOINS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "eh": lambda hidden, encoder: torch.cat([encoder, hidden], dim=1),
     "he": lambda hidden, encoder: torch.cat([hidden, encoder], dim=1),

@@ -72,7 +72,7 @@ def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: M
 def cached_pipeline(base: Any, metaclass: Any) -> type:
     """The subclass of a pipeline's class: each call is a request of its own."""
 
-    class CachedPipeline(base, metaclass=metaclass):  # type: ignore[misc]
+    class CachedPipeline(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             state = self.__dict__.get(STATE)

@@ -238,9 +238,9 @@ def why_no_hit(records: Sequence[StepRecord], config: BasicCacheConfig) -> str |
         "pass a larger one.",
         "nonfinite": f"The diff was NaN or infinite in {count} of {steps} steps.",
         "shape": f"The shape, dtype or device of the hidden states changed before {count} of {steps} steps.",
-        "shape_changes_inside": "The blocks return another shape than they are given, so they have no residual to keep.",
-        "no_middle": f"Fn_compute_blocks={config.Fn_compute_blocks} and Bn_compute_blocks={config.Bn_compute_blocks} leave "
-        "no block between them to skip; pass smaller ones.",
+        "shape_changes_inside": "The blocks return another shape than they are given: there is no residual to keep.",
+        "no_middle": f"Fn_compute_blocks={config.Fn_compute_blocks} and Bn_compute_blocks={config.Bn_compute_blocks} "
+        "leave no block between them to skip; pass smaller ones.",
         "not_called": f"The model did not call the blocks in {count} of {steps} steps.",
     }
     return sentences.get(why, f"{count} of {steps} steps were computed for the reason {why!r}.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache_dit.caching.chain import BlockRole, Chain, ChainRun, take_snapshot
+from cache_dit.caching.chain import BlockRole, Chain, ChainRun, take_snapshot, untraced
 from cache_dit.caching.clock import StepClock
 from cache_dit.caching.history import History, alike, relative_l1
 from cache_dit.caching.policy import Action, DBCachePolicy
@@ -115,7 +115,7 @@ class LaneRun:
         self.why = why
         run.decide = self.decide
 
-    @torch.compiler.disable
+    @untraced
     def decide(self, run: ChainRun) -> None:
         """Measure how much the first blocks changed since the last computed step, and skip if the policy accepts it."""
         lane = self.lane

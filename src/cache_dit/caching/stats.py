@@ -53,7 +53,7 @@ class CacheStats:
 
     @property
     def ideal_speedup(self) -> float:
-        """Block calls without a cache over block calls with it: what a cached step that costs nothing else would give."""
+        """Block calls without a cache over block calls with it: the speed-up if nothing else took time."""
         return self.possible_blocks / self.executed_blocks if self.executed_blocks else 1.0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cache_dit.caching.attach import STATE
-from cache_dit.caching.chain import Chain, ChainRun, run_block
+from cache_dit.caching.chain import Chain, ChainRun, run_block, untraced
 from cache_dit.caching.offload import widen_back
 from cache_dit.caching.pattern import CallRules
 from cache_dit.caching.session import ChainOptions, Lane, LaneRun, Request, Session, current_request
@@ -93,7 +93,7 @@ class TransformerState:
 
     # -- around one forward
 
-    @torch.compiler.disable
+    @untraced
     def begin(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, again: Forward | None = None
     ) -> Forward | None:
@@ -104,7 +104,7 @@ class TransformerState:
             args, kwargs: what it was called with.
             again: the forward that this one repeats, because its output was wrong.
         """
-        given = dict(zip(self._names, args)) | kwargs
+        given = dict(zip(self._names, args, strict=False)) | kwargs
         if self.rules.bypasses is not None and self.rules.bypasses(given):
             return None
         compute = "required" if self.rules.computes is not None and self.rules.computes(given) else None
@@ -117,7 +117,7 @@ class TransformerState:
         forward = Forward(session, branch, step, arguments=arguments)
         for index in range(len(self.chains)):
             self._start(forward, index, 0, compute)
-        for (chain, _), started in zip(self.chains, forward.runs):
+        for (chain, _), started in zip(self.chains, forward.runs, strict=True):
             forward.previous.append(chain.current.run)
             chain.current.run = started.run
         return forward
@@ -135,14 +135,14 @@ class TransformerState:
         forward.runs.append(started)
         return started
 
-    @torch.compiler.disable
+    @untraced
     def _next_pass(self, forward: Forward, index: int, passed: int, compute: str | None) -> ChainRun:
         """A chain's blocks are called again in one forward: another pass, with a history of its own."""
         run = self._start(forward, index, passed, compute).run
         self.chains[index][0].current.run = run
         return run
 
-    @torch.compiler.disable
+    @untraced
     def end(self, forward: Forward) -> bool:
         """Take the blocks' part back and enter what happened. False: the output is wrong, run the step again."""
         self._disarm(forward)
@@ -161,7 +161,7 @@ class TransformerState:
         self._free_finished(forward)
         return True
 
-    @torch.compiler.disable
+    @untraced
     def abandon(self, forward: Forward) -> None:
         """The forward failed: what its request had gathered is not to be trusted."""
         self._disarm(forward)
@@ -171,7 +171,7 @@ class TransformerState:
                 del self.sessions[key]
 
     def _disarm(self, forward: Forward) -> None:
-        for (chain, _), previous in zip(self.chains, forward.previous):
+        for (chain, _), previous in zip(self.chains, forward.previous, strict=True):
             chain.current.run = previous
 
     def _free_finished(self, forward: Forward) -> None:
@@ -232,7 +232,8 @@ class TransformerState:
         name = self.branch.name
         if name is None and self.separate_cfg and not self.named and not variant:
             name = session.clock.parity_branch(timestep, cfg_first=bool(self.config.cfg_compute_first))
-        return (name or "default", *variant) if variant else name or "default"
+        name = "default" if name is None else name
+        return (name, *variant) if variant else name
 
     def _read_timestep(self, session: Session, given: Mapping[str, Any]) -> float | None:
         """The call's timestep where it can be had without waiting for a device, or where a request's end depends on it.
@@ -287,12 +288,12 @@ def _copied(value: Any) -> Any:
 def cached_block(base: Any, metaclass: Any) -> type:
     """The subclass of a block's class: asks its chain whether to compute."""
 
-    class CachedBlock(base, metaclass=metaclass):  # type: ignore[misc]
+    class CachedBlock(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             role = self.__dict__.get(STATE)
             run = None if role is None else role.current.run
-            if run is None:
+            if role is None or run is None:
                 return super().__call__(*args, **kwargs)
             return run_block(role, run, super().__call__, args, kwargs)
 
@@ -305,8 +306,8 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
     ``__call__`` itself is never traced, what it calls is: the step's number stays outside of compiled code.
     """
 
-    class CachedTransformer(base, metaclass=metaclass):  # type: ignore[misc]
-        @torch.compiler.disable(recursive=False)
+    class CachedTransformer(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             state = self.__dict__.get(STATE)
@@ -333,7 +334,7 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
 def named_transformer(base: Any, metaclass: Any) -> type:
     """The subclass of a compiled transformer's inner class: only ``cache_context``, since its caller is the wrapper."""
 
-    class NamedTransformer(base, metaclass=metaclass):  # type: ignore[misc]
+    class NamedTransformer(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
         pass
 
     if hasattr(base, "cache_context"):
@@ -341,15 +342,15 @@ def named_transformer(base: Any, metaclass: Any) -> type:
     return NamedTransformer
 
 
-def _cache_context(owner: type) -> Callable[..., Any]:
+def _cache_context(owner: Any) -> Callable[..., Any]:
     """diffusers' ``cache_context`` for a subclass: the branch's name reaches the cache too."""
 
     @contextlib.contextmanager
     def cache_context(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
         state = self.__dict__.get(STATE)
         name = args[0] if args else kwargs.get("name")
-        with contextlib.nullcontext() if state is None else state.branch_named(name):
-            with super(owner, self).cache_context(*args, **kwargs):  # type: ignore[misc]
-                yield
+        named = contextlib.nullcontext() if state is None else state.branch_named(name)
+        with named, super(owner, self).cache_context(*args, **kwargs):
+            yield
 
     return cache_context

@@ -100,7 +100,7 @@ def record_of(module: Any) -> ModelRecord | None:
 def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The attributes of a pipeline that hold a transformer with a record, with the transformer."""
     for attribute in dict.fromkeys(name for record in _records.values() for name in record.components):
-        module = getattr(pipe, attribute, None)
+        module: Any = getattr(pipe, attribute, None)
         record = record_of(module)
         if record is not None and attribute in record.components:
             yield attribute, module

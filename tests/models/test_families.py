@@ -1,0 +1,246 @@
+"""Every family with a record, on a tiny random transformer: a new family is one row in `tiny.TINY`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cache_dit
+from cache_dit import BlockAdapter, ForwardPattern, TaylorSeerCalibratorConfig
+from cache_dit.models import adapter_of, record_of
+from cache_dit.models.record import _records
+from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
+from tests.models.tiny import TINY, inputs, tiny
+
+LINE = "FFCCFC"
+FAMILIES = list(TINY)
+
+#: Unnamed calls are all of one branch: the tests call a transformer once per step.
+ONE_BRANCH: dict[str, Any] = {"enable_separate_cfg": False}
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """A family's blocks in call order."""
+    return [block for chain in adapter_of(model).targets()[0].chains for lst in chain.lists for block in lst.blocks]
+
+
+def call(model: nn.Module, given: dict[str, Any]) -> Tensor:
+    """One call of a transformer."""
+    output: Tensor = model(**given, return_dict=False)[0]
+    return output
+
+
+@torch.no_grad()
+def run(model: nn.Module, timesteps: Sequence[float], **shape: Any) -> list[Tensor]:
+    """One call for each timestep."""
+    name = next(cls.__name__ for cls in type(model).__mro__ if cls.__name__ in TINY)
+    return [call(model, inputs(name, timestep=timestep, **shape)) for timestep in timesteps]
+
+
+def frozen(model: nn.Module) -> list[Tensor]:
+    """As many calls as ``LINE`` has steps, all of them the same."""
+    return run(model, [0.6] * len(LINE))
+
+
+def test_every_recorded_class_has_a_row() -> None:
+    assert set(_records) == set(TINY)
+
+
+@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 1), (0, 0)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_inputs_give_the_true_output_and_skipped_blocks_are_not_called(name: str, front: int, back: int) -> None:
+    model = tiny(name)
+    (expected,) = run(model, [0.6])
+    cache_dit.enable_cache(model, static(LINE, Fn_compute_blocks=front, Bn_compute_blocks=back, **ONE_BRANCH))
+    blocks = blocks_of(model)
+    with counted(blocks) as fired:
+        outputs = frozen(model)
+    assert close(outputs, expected)
+    assert lines(model) == {"default": LINE}
+    middle = range(front, len(blocks) - back)
+    assert fired == {place: LINE.count("F") if place in middle else len(LINE) for place in range(len(blocks))}
+
+
+@pytest.mark.parametrize("kept", ["residual", "hidden_states"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_inputs_by_taylor(name: str, kept: str) -> None:
+    model = tiny(name)
+    (expected,) = run(model, [0.6])
+    calibrator = TaylorSeerCalibratorConfig(calibrator_cache_type=kept)
+    cache_dit.enable_cache(model, static(LINE, Bn_compute_blocks=1, **ONE_BRANCH), calibrator)
+    assert close(frozen(model), expected)
+    assert lines(model) == {"default": LINE}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_inputs_with_a_measured_diff(name: str) -> None:
+    model = tiny(name)
+    (expected,) = run(model, [0.6])
+    cache_dit.enable_cache(model, dynamic(**ONE_BRANCH))
+    assert close(frozen(model), expected)
+    assert lines(model) == {"default": "FCCCCC"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_with_every_step_computed_the_output_is_the_plain_one_bit_for_bit(name: str) -> None:
+    model = tiny(name)
+    expected = run(model, loop(4))
+    for config in (dynamic(residual_diff_threshold=0.0), static("FFFF", Bn_compute_blocks=1)):
+        cache_dit.enable_cache(model, config)
+        assert same(run(model, loop(4)), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_with_the_cache_off_again_everything_is_as_before(name: str) -> None:
+    model = tiny(name)
+    expected = run(model, loop(4))
+    classes, keys = [type(module) for module in model.modules()], list(model.state_dict())
+    for _ in range(2):
+        cache_dit.enable_cache(model, static("FCFC"))
+        assert list(model.state_dict()) == keys
+        assert isinstance(model, classes[0])
+        run(model, loop(4))
+        cache_dit.disable_cache(model)
+        assert [type(module) for module in model.modules()] == classes
+        assert all(type(module) is cls for module, cls in zip(model.modules(), classes))
+        assert list(model.state_dict()) == keys
+        assert same(run(model, loop(4)), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_second_run_equals_the_first(name: str) -> None:
+    model = tiny(name)
+    cache_dit.enable_cache(model, dynamic(residual_diff_threshold=1.0), TaylorSeerCalibratorConfig())
+    first = run(model, loop(5))
+    run(model, loop(3), batch=2, side=3)
+    assert same(run(model, loop(5)), first)
+    assert not same(first, run(tiny(name), loop(5)))
+
+
+# -- what is special in a family
+
+
+def test_flux_is_one_chain_over_both_lists() -> None:
+    model = tiny("FluxTransformer2DModel")
+    cache_dit.enable_cache(model, static(LINE))
+    frozen(model)
+    (chain, _) = cache_dit.summary(model, logging=False)
+    assert chain.name == "transformer_blocks+single_transformer_blocks"
+    assert chain.executed_blocks == 3 * 6 + 3 * 1
+
+
+@pytest.mark.parametrize("how", ["environment", "adapter"])
+@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (0, 0), (0, 1)])
+def test_flux_split_into_two_chains(monkeypatch: pytest.MonkeyPatch, how: str, front: int, back: int) -> None:
+    model = tiny("FluxTransformer2DModel")
+    (expected,) = run(model, [0.6])
+    described: Any = model
+    if how == "environment":
+        monkeypatch.setenv("CACHE_DIT_FLUX_ENABLE_DUMMY_BLOCKS", "0")
+    else:
+        described = BlockAdapter(
+            transformer=model,
+            blocks=[model.transformer_blocks, model.single_transformer_blocks],
+            forward_pattern=ForwardPattern.Pattern_1,
+        )
+    cache_dit.enable_cache(described, static(LINE, Fn_compute_blocks=front, Bn_compute_blocks=back))
+    assert close(frozen(model), expected)
+    first, second, _ = cache_dit.summary(model, logging=False)
+    assert (first.name, second.name) == ("transformer_blocks", "single_transformer_blocks")
+    assert first.steps_line == second.steps_line == {"default": LINE}
+    assert first.executed_blocks == second.executed_blocks == 3 * 3 + 3 * (front + back)
+
+
+def test_flux_adds_controlnet_residuals_on_skipped_steps_too() -> None:
+    model = tiny("FluxTransformer2DModel")
+    given = inputs("FluxTransformer2DModel")
+    given["controlnet_block_samples"] = [torch.randn(1, 16, 16) for _ in range(3)]
+    given["controlnet_single_block_samples"] = [torch.randn(1, 16, 16) for _ in range(3)]
+    with torch.no_grad():
+        expected = call(model, given)
+        for front, back in ((1, 0), (0, 0), (2, 2)):
+            cache_dit.enable_cache(model, static(LINE, Fn_compute_blocks=front, Bn_compute_blocks=back))
+            assert close([call(model, given) for _ in LINE], expected)
+
+
+def test_flux2_computes_the_step_that_fills_its_key_value_cache() -> None:
+    record = record_of(tiny("Flux2Transformer2DModel"))
+    assert record.rules.computes({"kv_cache_mode": "extract"})
+    assert not record.rules.computes({"kv_cache_mode": "cached"})
+    assert not record.rules.computes({})
+
+
+def test_flux2_obeys_its_key_value_cache_mode_in_mid_run() -> None:
+    name = "Flux2Transformer2DModel"
+    model = tiny(name)
+    cache_dit.enable_cache(model, static("FCCCCC"))
+    with torch.no_grad():
+        for step, timestep in enumerate(loop(6)):
+            mode = {"kv_cache_mode": "extract"} if step == 3 else {}
+            model(**inputs(name, timestep=timestep), **mode, return_dict=False)
+    assert lines(model) == {"default": "FCCFCC"}
+
+
+def test_qwen_image_tells_unnamed_calls_of_guidance_apart_by_turns() -> None:
+    name = "QwenImageTransformer2DModel"
+    model = tiny(name)
+    cache_dit.enable_cache(model, static("FCFC"))
+    for timestep in loop(4):
+        run(model, [timestep, timestep])
+    assert lines(model) == {"cond": "FCFC", "uncond": "FCFC"}
+
+
+def test_sd3_skips_its_last_block_which_returns_no_text() -> None:
+    model = tiny("SD3Transformer2DModel")
+    assert model.transformer_blocks[-1].context_pre_only
+    (expected,) = run(model, [0.6])
+    cache_dit.enable_cache(model, static(LINE))
+    with counted(model.transformer_blocks) as fired:
+        assert close(frozen(model), expected)
+    assert fired[4] == LINE.count("F")
+
+
+@pytest.mark.parametrize("dropped", [[0], [1], [2], [4], [2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (0, 0)])
+def test_sd3_calls_that_skip_layers_are_a_branch_of_their_own(dropped: list[int], front: int, back: int) -> None:
+    name = "SD3Transformer2DModel"
+    model = tiny(name)
+    given = inputs(name)
+    with torch.no_grad():
+        whole, reduced = call(model, given), call(model, {**given, "skip_layers": dropped})
+        cache_dit.enable_cache(model, static(LINE, Fn_compute_blocks=front, Bn_compute_blocks=back))
+        for step in range(len(LINE)):
+            assert close([call(model, given)], whole)
+            if step > 0:  # guidance by skipped layers begins later than the run
+                assert close([call(model, {**given, "skip_layers": dropped})], reduced)
+    assert lines(model)["default"] == LINE
+
+
+def test_wan_has_two_transformers_each_with_steps_of_its_own() -> None:
+    name = "WanTransformer3DModel"
+    noisy, clean = tiny(name), tiny(name)
+    record = record_of(noisy)
+    cache_dit.enable_cache(record.adapter([noisy, clean]), static("FCFC", **ONE_BRANCH))
+    first = run(noisy, loop(4)[:2]) + run(clean, loop(4)[2:])
+    assert lines(noisy) == {"default": "FC"}
+    assert lines(clean) == {"default": "FC"}
+    assert same(run(noisy, loop(4)[:2]) + run(clean, loop(4)[2:]), first)
+    cache_dit.disable_cache(clean)
+    assert cache_dit.strify(clean) == "NONE"
+    assert cache_dit.strify(noisy).endswith("_S1")
+
+
+def test_classes_are_found_by_their_exact_name_or_that_of_a_base() -> None:
+    base = type(tiny("WanTransformer3DModel"))
+    derived = type("MyWan", (base,), {})
+    stranger = type("WanTransformer3DModelControlNet", (nn.Module,), {})
+    model = tiny("WanTransformer3DModel")
+    model.__class__ = derived
+    assert record_of(model) is record_of(tiny("WanTransformer3DModel"))
+    assert record_of(stranger()) is None
+    with pytest.raises(cache_dit.UnsupportedModelError, match="WanTransformer3DModelControlNet"):
+        cache_dit.enable_cache(stranger())
