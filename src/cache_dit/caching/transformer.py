@@ -16,7 +16,7 @@ import torch
 
 from cache_dit.caching.attach import STATE
 from cache_dit.caching.chain import Chain, ChainRun, run_block, untraced
-from cache_dit.caching.offload import widen_back
+from cache_dit.caching.offload import relied_on_when_skipped, widen_back
 from cache_dit.caching.pattern import CallRules
 from cache_dit.caching.session import ChainOptions, Lane, LaneRun, Request, Session, current_request
 from cache_dit.caching.stats import no_hit_reason
@@ -108,6 +108,8 @@ class TransformerState:
         if self.rules.bypasses is not None and self.rules.bypasses(given):
             return None
         compute = "required" if self.rules.computes is not None and self.rules.computes(given) else None
+        if getattr(module, "is_cache_enabled", False):
+            compute = "second_cache"
         request = current_request() or Request(("thread", threading.get_ident()))
         if torch.is_grad_enabled() and _needs_grad(module, given):
             self._note_gradients(self.session(request))
@@ -126,9 +128,12 @@ class TransformerState:
         """Begin a pass over a chain."""
         chain, options = self.chains[index]
         session, step = forward.session, forward.step
-        if step == 0 and passed == 0:
+        begins = step == 0 and passed == 0
+        if begins:
             widen_back(chain)
         lane = session.lane(forward.branch, passed, index, lambda: Lane(chain, options, session.num_inference_steps))
+        if begins and relied_on_when_skipped(chain, last=index == len(self.chains) - 1):
+            lane.refused = "prefetched"
         shared = None if options.cache.cfg_diff_compute_separate else session.shared_diff(index, step)
         started = lane.start(step, compute=compute, shared_diff=shared)
         started.run.next_pass = functools.partial(self._next_pass, forward, index, passed + 1, compute)
