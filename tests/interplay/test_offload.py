@@ -285,11 +285,11 @@ def test_offloading_switched_on_later_is_seen_at_the_next_request(poison: Poison
     transformer = tiny_transformer()
     cache_dit.enable_cache(transformer, static_config(1, 1))
     denoise(transformer)
-    group_offloading(2)(transformer)
-    reference = cached_reference(tiny_transformer(), static_config(1, 2))
+    group_offloading(3)(transformer)
+    reference = cached_reference(tiny_transformer(), static_config(1, 3))
     with counted(transformer) as calls:
         assert same(denoise(transformer), reference)
-    assert calls == expected_calls(1, 2)
+    assert calls == expected_calls(1, 3)
 
 
 def test_a_group_shared_by_two_chains_is_loaded_where_the_second_begins(poison: Poison) -> None:
@@ -409,9 +409,8 @@ def test_where_prefetching_relies_on_a_skipped_block_nothing_is_skipped(
 
 @pytest.mark.usefixtures("old_diffusers")
 def test_with_two_chains_only_the_one_whose_skip_would_be_relied_on_is_refused(
-    poison: Poison, monkeypatch: pytest.MonkeyPatch
+    poison: Poison,
 ) -> None:
-    monkeypatch.setenv("CACHE_DIT_FLUX_MERGE", "0")
     transformer = tiny_transformer()
     cache_dit.enable_cache(
         cache_dit.BlockAdapter(

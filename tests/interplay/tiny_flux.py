@@ -261,8 +261,7 @@ def generate_video(pipe: Any, *, seed: int = 2, steps: int = STEPS, **options: A
         width=32,
         num_frames=5,
         num_inference_steps=steps,
-        guidance_scale=3.0,
         output_type="latent",
         generator=generator,
-        **options,
+        **{"guidance_scale": 3.0, **options},
     ).frames

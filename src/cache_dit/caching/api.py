@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline, as_list
+from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline, Target, as_list
 from cache_dit.caching.attach import put_on, state_of, take_off
 from cache_dit.caching.build import build_state, rebuild_state
 from cache_dit.caching.pipeline import PipelineState, cached_pipeline
@@ -122,8 +122,18 @@ def _enable(adapter: BlockAdapter, cache_config: BasicCacheConfig, calibrator_co
     for target, state in zip(targets, states, strict=True):
         detach_transformer(target.transformer)
         attach_transformer(target.transformer, state)
-    if adapter.pipe is None or isinstance(adapter.pipe, FakeDiffusionPipeline):
-        return
+    # a pipeline that is not called (but has a method of another name, say) has no requests of its own
+    if not isinstance(adapter.pipe, FakeDiffusionPipeline) and callable(adapter.pipe):
+        _enable_pipeline(adapter, targets, cache_config, calibrator_config)
+
+
+def _enable_pipeline(
+    adapter: BlockAdapter,
+    targets: list[Target],
+    cache_config: BasicCacheConfig,
+    calibrator_config: CalibratorConfig | None,
+) -> None:
+    """Let each call of an adapter's pipeline be a request."""
 
     def enable(module: torch.nn.Module) -> None:
         from cache_dit.models import adapter_of
@@ -138,10 +148,19 @@ def _enable(adapter: BlockAdapter, cache_config: BasicCacheConfig, calibrator_co
     held = {
         name: target.transformer
         for target in targets
-        for name, value in adapter.pipe.components.items()
+        for name, value in _components(adapter.pipe).items()
         if value is target.transformer
     }
+    previous = state_of(adapter.pipe)
+    if isinstance(previous, PipelineState):
+        for transformer in {*previous.transformers.values(), *previous.replaced} - set(held.values()):
+            detach_transformer(transformer)
     put_on(adapter.pipe, cached_pipeline, PipelineState(held, enable))
+
+
+def _components(holder: Any) -> Mapping[str, Any]:
+    """What a pipeline, or an object that somebody uses as one, holds."""
+    return getattr(holder, "components", None) or getattr(holder, "__dict__", {})
 
 
 def _refuse_second_cache(transformer: Any) -> None:
@@ -215,8 +234,7 @@ def _transformers(holder: Any) -> Iterable[Any]:
     elif isinstance(state := state_of(holder), PipelineState):
         found = list(state.transformers.values())
     else:
-        components = getattr(holder, "components", None) or vars(holder) if hasattr(holder, "__dict__") else {}
-        found = [value for value in components.values() if isinstance(value, torch.nn.Module)]
+        found = [value for value in _components(holder).values() if isinstance(value, torch.nn.Module)]
     return [transformer for transformer in found if isinstance(state_of(transformer), TransformerState)]
 
 

@@ -104,6 +104,11 @@ class Chain:
         self.roles.append(role)
         return role
 
+    def set_front(self, front: int) -> None:
+        """Change Fn, and with it every block's zone."""
+        self.front = front
+        self.set_back(self.back)
+
     def set_back(self, back: int) -> None:
         """Fix Bn, and with it every block's zone."""
         self.back = back

@@ -42,13 +42,19 @@ class StepClock:
         return branch == self._leader
 
     def begins_request(self, branch: Hashable, timestep: float | None, num_inference_steps: int | None) -> bool:
-        """Whether a call cannot belong to this request: it would be one step too many, or the timestep jumps back."""
+        """Whether a call cannot belong to this request: it would be one step too many, or the timestep jumps back.
+
+        Where timesteps are known to move, a first step that comes again is the start of another run too: schedulers
+        that call the model twice at one timestep never do so at the first.
+        """
         if self.step < 0 or not self.begins_step(branch, timestep):
             return False
         if num_inference_steps is not None and self.step + 1 >= num_inference_steps:
             return True
         if timestep is None or self._timestep is None or not self.direction:
             return False
+        if timestep == self._timestep:
+            return self.step == 0
         return (timestep - self._timestep) * self.direction < 0
 
     def enter(self, branch: Hashable, timestep: float | None) -> int:

@@ -63,16 +63,3 @@ def alike(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
     return first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
-
-
-def relative_l1(previous: torch.Tensor, current: torch.Tensor) -> float:
-    """mean|previous − current| / mean|previous| in float32, by one host read.
-
-    Args:
-        previous, current: tensors of equal shape, any floating dtype.
-
-    Returns:
-        The ratio; NaN where both means are zero or a value is NaN.
-    """
-    previous, current = previous.float(), current.float()
-    return float((previous - current).abs().mean() / previous.abs().mean())

@@ -52,7 +52,7 @@ def widen_back(chain: Chain) -> None:
 
 
 def relied_on_when_skipped(chain: Chain, *, last: bool) -> bool:
-    """Whether a block that computes after the skipped ones could be prefetched by them alone, and loads in no other way.
+    """Whether a block that computes after the skipped ones could be loaded by them alone.
 
     Args:
         chain: the chain.

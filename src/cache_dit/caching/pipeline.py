@@ -47,7 +47,7 @@ class PipelineState:
         """Cache a transformer that was put in the place of a cached one."""
         for attribute, known in self.transformers.items():
             module = getattr(pipe, attribute, None)
-            if module is known or module is None:
+            if module is known or module is None or state_of(known) is None:  # None: its cache was taken off meanwhile
                 continue
             self.replaced.add(known)
             self.transformers[attribute] = module
@@ -59,12 +59,16 @@ class PipelineState:
 
 
 def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """The ``num_inference_steps`` of a pipeline's call, given or by default."""
+    """The number of steps of a pipeline's call: of its own schedule, or its ``num_inference_steps``."""
     try:
         bound = inspect.signature(call).bind_partial(pipe, *args, **kwargs)
     except TypeError:  # the call itself will say what is wrong with its arguments
         return None
     bound.apply_defaults()
+    for name in ("timesteps", "sigmas"):  # a schedule of one's own comes before a number
+        schedule = bound.arguments.get(name)
+        if schedule is not None and hasattr(schedule, "__len__"):
+            return len(schedule)
     steps = bound.arguments.get("num_inference_steps")
     return steps if isinstance(steps, int) and steps > 0 else None
 

@@ -10,14 +10,16 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cache_dit.caching.chain import BlockRole, Chain, ChainRun, take_snapshot, untraced
 from cache_dit.caching.clock import StepClock
-from cache_dit.caching.history import History, alike, relative_l1
+from cache_dit.caching.history import History
 from cache_dit.caching.policy import Action, DBCachePolicy
 from cache_dit.caching.predictors import Predictor, make_predictor
+from cache_dit.caching.shards import relative_l1
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.errors import SessionError
@@ -61,17 +63,32 @@ class Lane:
         self.last_role: BlockRole | None = None
         self.executed = 0
         self.possible = 0
+        self.call_key: Hashable = None
         #: Why this lane computes everything from now on, once something showed that it cannot be cached.
         self.refused: str | None = None
 
-    def start(self, step: int, *, compute: str | None = None, shared_diff: float | None = None) -> LaneRun:
+    def start(
+        self,
+        step: int,
+        *,
+        compute: str | None = None,
+        shared_diff: float | None = None,
+        group: Any = None,
+        call_key: Hashable = None,
+    ) -> LaneRun:
         """Decide what can be decided before the forward.
 
         Args:
             step: the step's number in its request.
             compute: why this step must compute whatever the policy says, or None.
             shared_diff: the diff that another branch measured in this step, to decide by instead of measuring.
+            group: the process group that decides together, or None.
+            call_key: what the call looks like on all ranks of the group: another one than at the last computed step
+                is a miss.
         """
+        if call_key != self.call_key and len(self.hidden):
+            compute = compute or "shape"
+        self.call_key = call_key
         compute = compute or self.refused or ("no_middle" if self.chain.middle == 0 else None)
         action = Action.COMPUTE if compute else self.policy.decide(step)
         diff = None
@@ -85,7 +102,7 @@ class Lane:
         )
         if run.skip:
             self.predict(run, step)
-        return LaneRun(self, run, step, diff=diff, why=compute)
+        return LaneRun(self, run, step, diff=diff, why=compute, group=group)
 
     def predict(self, run: ChainRun, step: int) -> None:
         """Put the prediction for ``step`` where the blocks will take it from."""
@@ -107,9 +124,13 @@ class Lane:
 class LaneRun:
     """A lane in one pass of one forward: the bookkeeping around a ``ChainRun``."""
 
-    def __init__(self, lane: Lane, run: ChainRun, step: int, *, diff: float | None, why: str | None) -> None:
+    def __init__(
+        self, lane: Lane, run: ChainRun, step: int, *, diff: float | None, why: str | None, group: Any = None
+    ) -> None:
         self.lane = lane
         self.run = run
+        #: The process group that decides together, or None.
+        self.group = group
         self.step = step
         self.diff = diff
         self.why = why
@@ -119,14 +140,11 @@ class LaneRun:
     def decide(self, run: ChainRun) -> None:
         """Measure how much the first blocks changed since the last computed step, and skip if the policy accepts it."""
         lane = self.lane
-        if run.probe is None or lane.probe is None:
-            self.why = "not_measured"
-        elif not alike(run.probe, lane.probe):
-            self.why = "shape"
-        else:
-            self.diff = relative_l1(lane.probe, run.probe)
-            run.skip = lane.policy.accept(self.diff)
-        if run.skip:
+        self.diff = relative_l1(lane.probe, run.probe, self.group)
+        if self.diff is None:
+            self.why = "not_measured" if run.probe is None or lane.probe is None else "shape"
+        elif lane.policy.accept(self.diff):
+            run.skip = True
             lane.predict(run, self.step)
 
     def check_writes(self) -> None:

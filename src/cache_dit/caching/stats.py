@@ -14,8 +14,9 @@ _QUANTILES = (0, 25, 50, 75, 95)
 _REFUSALS = {
     "last_block_not_called": "the last middle block was not called on a skipped step, so every step is computed",
     "shape_changes_inside": "the blocks change their input's shape, so nothing can be predicted for them",
+    "gathers_inside": "a block that could be skipped gathers tokens from other devices, so every step is computed",
     "no_middle": "Fn_compute_blocks + Bn_compute_blocks leave no block to skip",
-    "prefetched": "this diffusers prefetches an offloaded group only from the one before it, which a cached step skips: "
+    "prefetched": "this diffusers loads an offloaded group only from the one before it, which a cached step skips: "
     "update diffusers to 0.37 or later, or apply group offloading with use_stream=False",
     "second_cache": "a cache of diffusers is on as well, and works alone: call transformer.disable_cache()",
     "not_called": "the model never called its blocks (it may call block.forward, which cannot be intercepted)",

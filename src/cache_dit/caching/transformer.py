@@ -19,6 +19,7 @@ from cache_dit.caching.chain import Chain, ChainRun, run_block, untraced
 from cache_dit.caching.offload import relied_on_when_skipped, widen_back
 from cache_dit.caching.pattern import CallRules
 from cache_dit.caching.session import ChainOptions, Lane, LaneRun, Request, Session, current_request
+from cache_dit.caching.shards import call_key, parallel_group, settle
 from cache_dit.caching.stats import no_hit_reason
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class Forward:
     session: Session
     branch: Hashable
     step: int
+    #: Why all chains must compute, or None.
+    compute: str | None = None
+    #: The process group that decides together, and what the call looks like on all of its ranks; None without one.
+    group: Any = None
+    key: Hashable = None
     runs: list[LaneRun] = field(default_factory=list)
     previous: list[ChainRun | None] = field(default_factory=list)
     #: The call's arguments, lists and dicts copied, for a model that empties what it was given.
@@ -116,34 +122,44 @@ class TransformerState:
             return None
         session, branch, step = self._enter(request, given) if again is None else again.place
         arguments = (tuple(_copied(value) for value in args), {name: _copied(value) for name, value in kwargs.items()})
-        forward = Forward(session, branch, step, arguments=arguments)
+        forward = Forward(session, branch, step, compute=compute, arguments=arguments)
+        forward.group = parallel_group(module)
+        forward.key = None if forward.group is None else call_key(given)
         for index in range(len(self.chains)):
-            self._start(forward, index, 0, compute)
+            self._start(forward, index, 0)
         for (chain, _), started in zip(self.chains, forward.runs, strict=True):
             forward.previous.append(chain.current.run)
             chain.current.run = started.run
         return forward
 
-    def _start(self, forward: Forward, index: int, passed: int, compute: str | None = None) -> LaneRun:
+    def _start(self, forward: Forward, index: int, passed: int) -> LaneRun:
         """Begin a pass over a chain."""
-        chain, options = self.chains[index]
+        options = self.chains[index][1]
         session, step = forward.session, forward.step
-        begins = step == 0 and passed == 0
-        if begins:
-            widen_back(chain)
-        lane = session.lane(forward.branch, passed, index, lambda: Lane(chain, options, session.num_inference_steps))
-        if begins and relied_on_when_skipped(chain, last=index == len(self.chains) - 1):
-            lane.refused = "prefetched"
+        lane = session.lane(forward.branch, passed, index, lambda: self._open_lane(session, index))
         shared = None if options.cache.cfg_diff_compute_separate else session.shared_diff(index, step)
-        started = lane.start(step, compute=compute, shared_diff=shared)
-        started.run.next_pass = functools.partial(self._next_pass, forward, index, passed + 1, compute)
+        started = lane.start(
+            step, compute=forward.compute, shared_diff=shared, group=forward.group, call_key=forward.key
+        )
+        started.run.next_pass = functools.partial(self._next_pass, forward, index, passed + 1)
         forward.runs.append(started)
         return started
 
+    def _open_lane(self, session: Session, index: int) -> Lane:
+        """A lane for a chain, fitted to what else is on its blocks by now: offloading, parallelism."""
+        chain, options = self.chains[index]
+        refused = settle(chain)
+        widen_back(chain)
+        if relied_on_when_skipped(chain, last=index == len(self.chains) - 1):
+            refused = refused or "prefetched"
+        lane = Lane(chain, options, session.num_inference_steps)
+        lane.refused = refused
+        return lane
+
     @untraced
-    def _next_pass(self, forward: Forward, index: int, passed: int, compute: str | None) -> ChainRun:
+    def _next_pass(self, forward: Forward, index: int, passed: int) -> ChainRun:
         """A chain's blocks are called again in one forward: another pass, with a history of its own."""
-        run = self._start(forward, index, passed, compute).run
+        run = self._start(forward, index, passed).run
         self.chains[index][0].current.run = run
         return run
 
@@ -195,6 +211,7 @@ class TransformerState:
                 self.sessions.move_to_end(request.key)
                 return self.sessions[request.key]
             steps = request.num_inference_steps or self.config.num_inference_steps
+            self._close_dead_threads()
             opened = Session(direction=self.direction, num_inference_steps=steps, counts_down=request.counts_down)
             self.sessions[request.key] = self.latest = opened
             if len(self.sessions) > MAX_OPEN_REQUESTS:
@@ -204,6 +221,13 @@ class TransformerState:
                     "more than %d requests are open: closed the longest unused one, %r", MAX_OPEN_REQUESTS, key
                 )
             return opened
+
+    def _close_dead_threads(self) -> None:
+        """A thread that has ended will not go on with its request."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        for key in list(self.sessions):
+            if isinstance(key, tuple) and key[0] == "thread" and key[1] not in alive:
+                self.sessions.pop(key).free()
 
     def close(self, key: Hashable) -> None:
         """End a request: its tensors are freed, its record stays for ``summary`` while it is the latest."""

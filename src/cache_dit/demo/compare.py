@@ -31,6 +31,7 @@ class Drawing:
         stats: what the cache did; for the uncached picture: every step computed.
         seconds: the time of each run, prompt to pixels.
         psnr: in dB, against the uncached picture of the prompt.
+        speedup: the uncached picture's median time over this one's.
     """
 
     prompt: str
@@ -104,7 +105,7 @@ def compare(
         configurations: the uncached one, then others.
         note: called before each run, the two for warming up included.
     """
-    runs: dict[tuple[str, Configuration | int], Drawing] = {}
+    runs: dict[tuple[int, int], Drawing] = {}
     order = list(range(len(configurations)))
     for index in (0, len(order) - 1):
         note("warm-up", configurations[index])
@@ -115,8 +116,8 @@ def compare(
             for index in order[turn:] + order[:turn]:
                 note(prompt, configurations[index])
                 drawn = _draw(pipe, prompt, settings, configurations[index])
-                _enter(runs, (prompt, index), drawn)
-    rows = tuple(tuple(runs[prompt, index] for index in order) for prompt in settings.prompts)
+                _enter(runs, (number, index), drawn)
+    rows = tuple(tuple(runs[number, index] for index in order) for number in range(len(settings.prompts)))
     for row in rows:
         _compare_with_first(row)
     return Comparison(settings, tuple(configurations), rows)
@@ -143,7 +144,7 @@ def _wait_for_device(pipe: Any) -> None:
         torch.cuda.synchronize(pipe.device)
 
 
-def _enter(runs: dict[tuple[str, Configuration | int], Drawing], key: tuple[str, int], drawn: Drawing) -> None:
+def _enter(runs: dict[tuple[int, int], Drawing], key: tuple[int, int], drawn: Drawing) -> None:
     """Add a run to those before it, which should have given the same picture."""
     first = runs.setdefault(key, drawn)
     if first is drawn:

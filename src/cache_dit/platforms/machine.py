@@ -44,7 +44,7 @@ class Machine:
         memory = "" if self.memory_gib is None else f", {self.memory_gib:.0f} GiB"
         load = "" if self.load is None else f", load {self.load:.1f} before"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"{self.device}, {self.cores} cores, {self.threads} threads{memory}, {self.system}{load}; {versions}"
+        return f"{self.device}, {_counted(self.cores, 'core')}, {_counted(self.threads, 'thread')}{memory}, {self.system}{load}; {versions}"
 
 
 def describe_machine(device: str | torch.device = "cpu") -> Machine:
@@ -64,6 +64,10 @@ def describe_machine(device: str | torch.device = "cpu") -> Machine:
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         versions={"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _processor() -> str:

@@ -1,0 +1,5 @@
+"""The command line: one console script with a subcommand for each file in ``commands``."""
+
+from cache_dit.cli.main import main
+
+__all__ = ["main"]
