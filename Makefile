@@ -34,7 +34,7 @@ types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
 bench: $(READY) ## what the wrapper costs on this machine
-	$(BIN)/python bench/overhead.py $(ARGS)
+	$(BIN)/python -m bench.overhead $(ARGS)
 
 clean: ## remove what was built, measured or drawn; keeps .venv and .cache
 	rm -rf build dist demo_out .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -266,7 +266,10 @@ def test_threads_inside_one_forward_at_the_same_time() -> None:
     model = cached(config)
     inside = threading.Barrier(2)
     # The first block waits until both threads are in it, so that their forwards overlap for certain.
-    model.blocks[0].register_forward_pre_hook(lambda module, args: inside.wait() and None)
+    def meet(module: Any, args: Any) -> None:
+        inside.wait(timeout=30)
+
+    model.blocks[0].register_forward_pre_hook(meet)
 
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(lambda seed=seed: list(steps_of(model, seed=seed))) for seed in range(2)]
@@ -485,7 +488,7 @@ def test_a_forward_inside_a_forward_of_the_same_model() -> None:
     other = stream_inputs(seed=5)
 
     def preview(module: Any, args: Any) -> None:
-        if not previews or len(previews) < 0:
+        if not previews:
             previews.append(torch.zeros(1))
             with cache_dit.session("preview"):
                 previews[0] = model(*other)

@@ -1,5 +1,6 @@
 """A random FluxPipeline folder with the layout of the demo model's."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast, T5Con
 from tools.train_demo.captions import CLIP_LENGTH, T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 
 CAPTIONS = ("glossy 3d emoji of rocket", "noto emoji of owl", "flat emoji of hot beverage")
-RECOMMENDED = '{"call": {"max_sequence_length": %d, "guidance_scale": 1.0}}' % T5_LENGTH
+RECOMMENDED = {"call": {"max_sequence_length": T5_LENGTH, "guidance_scale": 1.0}}
 
 
 def save_tiny_pipeline(folder: Path, *, double: int = 1, single: int = 2, heads: int = 1) -> Path:
@@ -44,7 +45,7 @@ def save_tiny_pipeline(folder: Path, *, double: int = 1, single: int = 2, heads:
         tokenizer_2=t5,
         transformer=transformer,
     ).to(torch.bfloat16).save_pretrained(folder)
-    (folder / "cache_dit_demo.json").write_text(RECOMMENDED, encoding="utf-8")
+    (folder / "cache_dit_demo.json").write_text(json.dumps(RECOMMENDED), encoding="utf-8")
     return folder
 
 

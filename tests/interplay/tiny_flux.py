@@ -159,15 +159,15 @@ def flux_inputs(seed: int = 3, *, size: int = 4, tokens: int = 4, batch: int = 1
 
 
 def denoise(
-    transformer: Any, *, steps: int = STEPS, inputs: dict[str, Any] | None = None, start: int = 0, **options: Any
+    transformer: Any, *, steps: int = STEPS, inputs: dict[str, Any] | None = None, start: int = 0, grad: bool = False
 ) -> list[torch.Tensor]:
     """A denoising loop around a bare transformer: its output at each step."""
     inputs = dict(flux_inputs() if inputs is None else inputs)
     outputs = []
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         for step in range(start, steps):
             timestep = torch.tensor([1.0 - step / steps])
-            output = transformer(**inputs, timestep=timestep, return_dict=False, **options)[0]
+            output = transformer(**inputs, timestep=timestep, return_dict=False)[0]
             inputs["hidden_states"] = inputs["hidden_states"] - output / steps
             outputs.append(output)
     return outputs

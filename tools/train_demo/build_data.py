@@ -78,10 +78,11 @@ def fetch(package: str, folder: Path) -> Path:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture file on white as uint8 (64, 64, 3)."""
+    """A picture file, centred on a white square, as uint8 (64, 64, 3)."""
     picture = Image.open(path).convert("RGBA")
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
+    side = max(picture.size)
+    canvas = Image.new("RGBA", (side, side), "white")
+    canvas.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return np.asarray(canvas.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
@@ -90,7 +91,11 @@ def things(emoji: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], s
     for entry in emoji:
         yield entry["unified"], entry, ""
         for tones, variation in entry.get("skin_variations", {}).items():
-            yield variation["unified"], entry, " and ".join(SKIN_TONES[tone] for tone in dict.fromkeys(tones.split("-")))
+            yield (
+                variation["unified"],
+                entry,
+                " and ".join(SKIN_TONES[tone] for tone in dict.fromkeys(tones.split("-"))),
+            )
 
 
 def make_row(source: Source, code_points: str, entry: dict[str, Any], tone: str) -> Row:

@@ -3,9 +3,7 @@
 Both tokenizers keep to what transformers' classes rebuild from `tokenizer.json`, so that versions 4 and 5 agree.
 """
 
-import base64
 import json
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTokenizerFast, T5TokenizerFast
 
 T5_LENGTH = 20
 CLIP_LENGTH = 32
 CLIP_MERGES = 2200
-_CLIP_SPLIT = (
-    r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-)
+_CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def lowercase_charsmap() -> bytes:
@@ -93,20 +89,18 @@ def clip_vocabulary(captions: Iterable[str]) -> tuple[dict[str, int], list[tuple
 
 
 def _clip_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    from tokenizers import Regex
-
     split = pre_tokenizers.Split(Regex(_CLIP_SPLIT), behavior="removed", invert=True)
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
 def save_clip_tokenizer(captions: Iterable[str], folder: Path) -> None:
     """Writes the tokenizer of the CLIP text encoder to `folder`."""
-    from tokenizers import Regex
-
     vocabulary, merges = clip_vocabulary(captions)
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=end)
+        models.BPE(
+            vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=end
+        )
     )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

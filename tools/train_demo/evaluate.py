@@ -19,6 +19,8 @@ from torch.nn.functional import interpolate, normalize
 from .data import Pictures, Row, load_pictures
 from .export import generate, load_exported, read_contract, sheet
 
+SHEET_PICTURES = 48
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -73,49 +75,64 @@ def score(network: nn.Module, generated: Sequence[Image.Image], true: np.ndarray
     return Score(float(name.mean()), float(style.mean()), float((name & style).mean()))
 
 
-def evaluate(folder: Path, pictures: Pictures, options: argparse.Namespace) -> dict[str, object]:
-    """Generates `options.count` captions once per scale in `options.scales` and gives the figures of each."""
-    network = feature_network()
-    pipeline = load_exported(folder, options.device)
-    chosen = draw_rows(pictures, options.count, options.seed)
+def evaluate(
+    folder: Path,
+    pictures: Pictures,
+    *,
+    count: int = 200,
+    seed: int = 0,
+    scales: Sequence[float] = (),
+    device: torch.device | None = None,
+    sheet_file: Path | None = None,
+) -> dict[str, object]:
+    """Generates `count` captions and gives the figures, once per true_cfg_scale in `scales` (none: the folder's own).
+
+    `seed` draws the captions and starts the noise. `sheet_file` gets the first 48 pictures of the last scale.
+    """
+    network, call = feature_network(), read_contract(folder)
+    pipeline = load_exported(folder, device or torch.device("cpu"))
+    chosen = draw_rows(pictures, count, seed)
     rows = [pictures.rows[index] for index in chosen]
-    true = pictures.images[chosen]
-    call = read_contract(folder)
-    reconstructed = score(network, [Image.fromarray(image) for image in true], true, rows)
-    report: dict[str, object] = {"pictures": len(rows), "seed": options.seed, "true_pictures": asdict(reconstructed)}
-    for scale in options.scales or [call.true_cfg_scale]:
+    captions = [row.caption for row in rows]
+    report: dict[str, object] = {"count": count, "seed": seed, "steps": call.num_inference_steps}
+    for scale in scales or [call.true_cfg_scale]:
         began = time.perf_counter()
-        arguments = replace(call, true_cfg_scale=scale)
-        generated = generate(pipeline, [row.caption for row in rows], arguments, first_seed=options.seed)
-        seconds = (time.perf_counter() - began) / len(rows)
-        figures = asdict(score(network, generated, true, rows))
+        generated = generate(pipeline, captions, replace(call, true_cfg_scale=scale), first_seed=seed)
+        seconds = (time.perf_counter() - began) / count
+        figures = asdict(score(network, generated, pictures.images[chosen], rows))
         report[f"true_cfg_scale={scale:g}"] = {**figures, "seconds_per_picture": seconds}
-        print(f"scale {scale:g}: " + ", ".join(f"{key} {value:.1%}" for key, value in figures.items()), flush=True)
-        if options.sheet:
-            shown = slice(0, options.sheet_pictures)
-            captions = [row.caption for row in rows]
-            sheet(generated[shown], captions[shown], columns=8).save(options.sheet, optimize=True)
+        shares = ", ".join(f"{key} {value:.1%}" for key, value in figures.items())
+        print(f"true_cfg_scale {scale:g}: {shares}; {seconds:.2f} s per picture", flush=True)
+        if sheet_file is not None:
+            sheet(generated[:SHEET_PICTURES], captions[:SHEET_PICTURES], columns=8).save(sheet_file, optimize=True)
     return report
 
 
 def main() -> None:
-    """Evaluates a folder and prints and stores the figures."""
+    """Evaluates a folder, prints the figures and stores them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="exported pipeline")
     parser.add_argument("--data", type=Path, required=True, help="folder with images.npz and captions.jsonl")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of captions and of the noise")
-    parser.add_argument("--scales", type=float, nargs="*", help="true_cfg_scale values (default: the folder's own)")
+    parser.add_argument(
+        "--scales", type=float, nargs="*", default=[], help="true_cfg_scale (default: the folder's own)"
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--sheet", type=Path, help="where to draw the first pictures")
-    parser.add_argument("--sheet-pictures", type=int, default=48)
     options = parser.parse_args()
-    report = evaluate(options.folder, load_pictures(options.data), options)
-    text = json.dumps(report, indent=2)
-    print(text)
+    report = evaluate(
+        options.folder,
+        load_pictures(options.data),
+        count=options.count,
+        seed=options.seed,
+        scales=options.scales,
+        device=options.device,
+        sheet_file=options.sheet,
+    )
     if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 from transformers import CLIPTokenizerFast, T5TokenizerFast
 
 from .captions import T5_LENGTH
-from .data import SIZE
+from .data import SIZE, load_pictures
 from .model import Denoiser
+from .train_transformer import load_training_set
 
 CONTRACT_FILE = "cache_dit_demo.json"
 SIZE_LIMIT = 30_000_000
@@ -59,12 +60,32 @@ def export(pipeline: FluxPipeline, work: Path, folder: Path, notice: Path, call:
     for name in ("tokenizer", "tokenizer_2"):
         shutil.rmtree(folder / name)
         shutil.copytree(work / name, folder / name)
-    (folder / CONTRACT_FILE).write_text(json.dumps(asdict(call), indent=2) + "\n", encoding="utf-8")
+    _clean(folder)
+    _write_json(folder / CONTRACT_FILE, asdict(call))
     shutil.copyfile(notice, folder / "NOTICE.md")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > SIZE_LIMIT:
         raise ValueError(f"{folder}: {size / 1e6:.1f} MB, more than the {SIZE_LIMIT / 1e6:.0f} MB it may have")
     return size
+
+
+def _clean(folder: Path) -> None:
+    """Makes the folder fit for other machines, and for transformers 4 as well as 5."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    # In version 5 these names are aliases; in version 4 the names without "Fast" need sentencepiece files.
+    index["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
+    index["tokenizer_2"] = ["transformers", "T5TokenizerFast"]
+    _write_json(folder / "model_index.json", index)
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        _write_json(path, config)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_contract(folder: Path) -> CallArguments:
@@ -122,8 +143,6 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
 
 def main() -> None:
     """Exports a training's present state."""
-    from .train_transformer import load_training_set
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -131,7 +150,7 @@ def main() -> None:
     parser.add_argument("--shift", type=float, default=1.0)
     parser.add_argument("--true-cfg-scale", type=float, default=1.0)
     arguments = parser.parse_args()
-    _, vocabulary = load_training_set(arguments.data, arguments.work, torch.device("cpu"))
+    _, vocabulary = load_training_set(load_pictures(arguments.data), arguments.work, torch.device("cpu"))
     average = torch.load(arguments.work / "transformer.pt", map_location="cpu")["average"]
     pipeline = assemble(Denoiser(vocabulary), average, arguments.work, shift=arguments.shift, dtype=torch.bfloat16)
     call = CallArguments(true_cfg_scale=arguments.true_cfg_scale)

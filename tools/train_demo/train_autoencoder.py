@@ -4,10 +4,12 @@ import argparse
 import logging
 import math
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from .data import SIZE, Pictures, load_pictures
 
@@ -15,6 +17,8 @@ LOG = logging.getLogger(__name__)
 LATENT_CHANNELS = 8
 KL_WEIGHT = 3e-4
 EDGE_WEIGHT = 0.5
+REFINE_NOISE = 0.05
+LATENTS_FILE = "latents.pt"
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -33,41 +37,38 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def autoencoder_loss(autoencoder: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of pixels and of their neighbour differences, plus a little KL per latent element."""
-    with torch.autocast(pictures.device.type, torch.bfloat16):
-        posterior = autoencoder.encode(pictures).latent_dist
-        decoded = autoencoder.decode(posterior.sample()).sample
+def picture_loss(decoded: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the pixels, plus that of the differences of neighbours, which keeps edges sharp."""
     error = decoded.float() - pictures
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return error.abs().mean() + EDGE_WEIGHT * edges + KL_WEIGHT * kl
+    return error.abs().mean() + EDGE_WEIGHT * edges
 
 
-def train_autoencoder(
-    autoencoder: AutoencoderKL,
-    pictures: Pictures,
+def optimise(
+    parameters: Iterable[nn.Parameter],
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    count: int,
     *,
     minutes: float,
-    device: torch.device,
     batch: int = 16,
     peak_lr: float = 1e-3,
 ) -> None:
-    """Trains for `minutes` of wall-clock time; the learning rate warms up and falls to zero by that time."""
-    torch.manual_seed(0)
-    autoencoder.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
-    order = torch.randperm(len(pictures.rows))
+    """Minimises `loss_of(indices)` over random batches of `count` pictures for `minutes` of wall-clock time.
+
+    The learning rate warms up and falls to zero by that time.
+    """
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
+    order = torch.randperm(count)
     start, step, seen, done = time.monotonic(), 0, 0, 0.0
     while done < 1:
-        if seen + batch > len(order):
-            order, seen = torch.randperm(len(pictures.rows)), 0
-        lr = peak_lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done))
+        if seen + batch > count:
+            order, seen = torch.randperm(count), 0
         for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = autoencoder_loss(autoencoder, pictures.batch(order[seen : seen + batch], device))
+            group["lr"] = peak_lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done))
+        loss = loss_of(order[seen : seen + batch])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         step, seen = step + 1, seen + batch
@@ -76,49 +77,102 @@ def train_autoencoder(
             LOG.info("step %d, %.0f%% of the time, loss %.4f", step, 100 * done, loss.item())
 
 
-@torch.no_grad()
-def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, device: torch.device) -> tuple[torch.Tensor, float]:
-    """The posterior means of all pictures, float32 (N, 8, 16, 16), and the mean PSNR in dB of decoding them."""
-    means, psnrs = [], []
-    for indices in torch.arange(len(pictures.rows)).split(128):
+def train_autoencoder(pictures: Pictures, *, minutes: float, device: torch.device) -> AutoencoderKL:
+    """Trains encoder and decoder together, with a little KL per latent element."""
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder().to(device, memory_format=torch.channels_last).train()
+
+    def loss_of(indices: torch.Tensor) -> torch.Tensor:
         batch = pictures.batch(indices, device)
         with torch.autocast(device.type, torch.bfloat16):
-            mean = autoencoder.encode(batch).latent_dist.mean.float()
-            decoded = autoencoder.decode(mean).sample.float()
-        error = ((decoded.clamp(-1, 1) - batch) / 2).square().mean(dim=(1, 2, 3))
-        means.append(mean.cpu())
-        psnrs.append(-10 * error.log10().cpu())
-    return torch.cat(means), torch.cat(psnrs).mean().item()
+            posterior = autoencoder.encode(batch).latent_dist
+            decoded = autoencoder.decode(posterior.sample()).sample
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return picture_loss(decoded, batch) + KL_WEIGHT * kl
+
+    optimise(autoencoder.parameters(), loss_of, len(pictures.rows), minutes=minutes)
+    return autoencoder
 
 
-def finish_autoencoder(autoencoder: AutoencoderKL, pictures: Pictures, folder: Path, device: torch.device) -> float:
-    """Stores autoencoder and normalised latents in `folder`; gives the mean PSNR in dB.
+def refine_decoder(pictures: Pictures, folder: Path, *, minutes: float, device: torch.device) -> float:
+    """Trains the decoder further on the stored latents, which stay as they are; gives the mean PSNR in dB.
+
+    Latents get a little noise, as generated ones are never exact. The transformer needs no new training.
+    """
+    torch.manual_seed(1)
+    autoencoder = AutoencoderKL.from_pretrained(folder / "vae").to(device, memory_format=torch.channels_last).train()
+    latents = restore_latents(autoencoder, folder).to(device)
+    noise_scale = REFINE_NOISE / autoencoder.config.scaling_factor
+
+    def loss_of(indices: torch.Tensor) -> torch.Tensor:
+        clean = latents[indices.to(device)]
+        with torch.autocast(device.type, torch.bfloat16):
+            decoded = autoencoder.decode(clean + noise_scale * torch.randn_like(clean)).sample
+        return picture_loss(decoded, pictures.batch(indices, device))
+
+    optimise(autoencoder.decoder.parameters(), loss_of, len(pictures.rows), minutes=minutes)
+    autoencoder.save_pretrained(folder / "vae")
+    return mean_psnr(autoencoder, latents, pictures, device)
+
+
+def restore_latents(autoencoder: AutoencoderKL, folder: Path) -> torch.Tensor:
+    """The stored latents in the autoencoder's own scale."""
+    normalised: torch.Tensor = torch.load(folder / LATENTS_FILE)
+    return normalised / autoencoder.config.scaling_factor + autoencoder.config.shift_factor
+
+
+@torch.no_grad()
+def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, device: torch.device) -> torch.Tensor:
+    """The posterior means of all pictures, float32 (N, 8, 16, 16)."""
+    means = []
+    for indices in torch.arange(len(pictures.rows)).split(128):
+        with torch.autocast(device.type, torch.bfloat16):
+            mean = autoencoder.encode(pictures.batch(indices, device)).latent_dist.mean
+        means.append(mean.float().cpu())
+    return torch.cat(means)
+
+
+@torch.no_grad()
+def mean_psnr(autoencoder: AutoencoderKL, latents: torch.Tensor, pictures: Pictures, device: torch.device) -> float:
+    """The mean over all pictures of the PSNR in dB of decoded latents against the pictures."""
+    psnrs = []
+    for indices in torch.arange(len(pictures.rows)).split(128):
+        with torch.autocast(device.type, torch.bfloat16):
+            decoded = autoencoder.decode(latents[indices.to(latents.device)].to(device)).sample
+        error = (decoded.float().clamp(-1, 1) - pictures.batch(indices, device)) / 2
+        psnrs.append(-10 * error.square().mean(dim=(1, 2, 3)).log10().cpu())
+    return torch.cat(psnrs).mean().item()
+
+
+def store(autoencoder: AutoencoderKL, pictures: Pictures, folder: Path, device: torch.device) -> None:
+    """Stores autoencoder and normalised latents in `folder`.
 
     The configuration gets the shift and scale with which latents have mean 0 and variance 1, as pipelines expect.
     """
-    latents, psnr = encode_all(autoencoder, pictures, device)
+    latents = encode_all(autoencoder, pictures, device)
     shift, scale = latents.mean().item(), 1 / latents.std().item()
     autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)
     autoencoder.save_pretrained(folder / "vae")
-    torch.save((latents - shift) * scale, folder / "latents.pt")
-    LOG.info("autoencoder: PSNR %.2f dB, shift %.4f, scale %.4f", psnr, shift, scale)
-    return psnr
+    torch.save((latents - shift) * scale, folder / LATENTS_FILE)
+    LOG.info("latents: shift %.4f, scale %.4f", shift, scale)
 
 
 def main() -> None:
-    """Trains the autoencoder by itself; `run.py` does this and all the rest."""
+    """Trains the autoencoder by itself; `python -m tools.train_demo` does this and all the rest."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--resume", action="store_true", help="go on from the autoencoder in the work folder")
+    parser.add_argument("--refine", action="store_true", help="train the decoder further on the stored latents")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pictures = load_pictures(arguments.data)
-    autoencoder = AutoencoderKL.from_pretrained(arguments.work / "vae") if arguments.resume else build_autoencoder()
-    train_autoencoder(autoencoder, pictures, minutes=arguments.minutes, device=arguments.device)
-    finish_autoencoder(autoencoder, pictures, arguments.work, arguments.device)
+    pictures, device = load_pictures(arguments.data), arguments.device
+    if not arguments.refine:
+        store(train_autoencoder(pictures, minutes=arguments.minutes, device=device), pictures, arguments.work, device)
+        return
+    psnr = refine_decoder(pictures, arguments.work, minutes=arguments.minutes, device=device)
+    LOG.info("PSNR %.2f dB", psnr)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import T5TokenizerFast
 
 from .captions import token_ids
-from .data import load_pictures
+from .data import Pictures, load_pictures
 from .model import Denoiser, Vocabulary, image_positions, pack
+from .train_autoencoder import LATENTS_FILE
 
 LOG = logging.getLogger(__name__)
 CAPTION_DROPOUT = 0.1
@@ -24,9 +26,9 @@ class Settings:
     """How long and how fast to train."""
 
     minutes: float
-    batch: int = 96
+    batch: int = 64
     muon_lr: float = 0.02
-    adam_lr: float = 1e-3
+    adam_lr: float = 1.5e-3
     warm_up_steps: int = 100
     save_minutes: float = 5
 
@@ -45,40 +47,27 @@ class TrainingSet:
         clean = self.clean[indices]
         dropped = torch.rand(len(indices), device=indices.device) < CAPTION_DROPOUT
         captions = indices.masked_fill(dropped, len(self.clean))
-        noise_time = torch.randn(len(indices), device=indices.device).sigmoid()
-        return (
-            clean,
-            torch.randn_like(clean),
-            noise_time,
-            self.clip_ids[captions],
-            self.t5_ids[captions],
-            self.image_ids,
-        )
+        # Logit-normal times: most weight between the extremes (arXiv:2403.03206, section 3.1).
+        times = torch.randn(len(indices), device=indices.device).sigmoid()
+        noise = torch.randn_like(clean)
+        return clean, noise, times, self.clip_ids[captions], self.t5_ids[captions], self.image_ids
 
 
-def load_training_set(data: Path, work: Path, device: torch.device) -> tuple[TrainingSet, Vocabulary]:
-    """The training set of the pictures in `data` with the latents and tokenizers in `work`."""
-    captions = [*load_pictures(data).captions, ""]
-    clip_ids, t5_ids = token_ids(captions, work)
+def load_training_set(pictures: Pictures, work: Path, device: torch.device) -> tuple[TrainingSet, Vocabulary]:
+    """The training set of the pictures' captions with the latents and tokenizers in `work`."""
+    clip_ids, t5_ids = token_ids([*pictures.captions, ""], work)
     vocabulary = Vocabulary(
         clip_size=int(clip_ids.max()) + 1,
         clip_start=int(clip_ids[0, 0]),
         clip_end=int(clip_ids.max()),
-        t5_size=t5_vocabulary_size(work),
+        t5_size=len(T5TokenizerFast.from_pretrained(work / "tokenizer_2")),
     )
     # What follows the end token changes nothing in a causal encoder, so the longest caption's length will do.
     used = int((clip_ids != vocabulary.clip_end).sum(dim=1).max()) + 1
-    latents = torch.load(work / "latents.pt")
+    latents = torch.load(work / LATENTS_FILE)
     image_ids = image_positions(latents.shape[-1] // 2)
     tensors = pack(latents), clip_ids[:, :used], t5_ids, image_ids
     return TrainingSet(*(tensor.contiguous().to(device) for tensor in tensors)), vocabulary
-
-
-def t5_vocabulary_size(work: Path) -> int:
-    """The number of ids of the T5 tokenizer in `work`."""
-    from transformers import T5TokenizerFast
-
-    return len(T5TokenizerFast.from_pretrained(work / "tokenizer_2"))
 
 
 def build_optimizers(denoiser: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -199,19 +188,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=100)
-    parser.add_argument("--batch", type=int, default=Settings.__dataclass_fields__["batch"].default)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=1e-3)
+    parser.add_argument("--adam-lr", type=float, default=1.5e-3)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    training_set, vocabulary = load_training_set(arguments.data, arguments.work, arguments.device)
+    training_set, vocabulary = load_training_set(load_pictures(options.data), options.work, options.device)
+    settings = Settings(options.minutes, options.batch, options.muon_lr, options.adam_lr)
     torch.manual_seed(0)
-    denoiser = Denoiser(vocabulary).to(arguments.device)
-    settings = Settings(
-        minutes=arguments.minutes, batch=arguments.batch, muon_lr=arguments.muon_lr, adam_lr=arguments.adam_lr
-    )
-    trainer = Trainer(denoiser, settings, arguments.work)
+    trainer = Trainer(Denoiser(vocabulary).to(options.device), settings, options.work)
     trainer.resume()
     train(trainer, training_set)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,14 @@ class ChainSpec:
     join: Join = None
     modifier: ParamsModifier | None = None
     strict: bool = False
+    interleave: bool = False
+
+    def ordered(self) -> list[tuple[int, torch.nn.Module]]:
+        """Its blocks in call order, each with the index of its list."""
+        if not self.interleave:
+            return [(index, block) for index, listed in enumerate(self.lists) for block in listed.blocks]
+        rounds = zip(*(listed.blocks for listed in self.lists), strict=True)
+        return [(index, block) for blocks in rounds for index, block in enumerate(blocks)]
 
     @property
     def name(self) -> str:
@@ -69,10 +77,11 @@ class ChainSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """A transformer and its chains."""
+    """A transformer and its chains; ``idle`` are modules between blocks and the argument of each that holds H."""
 
     transformer: torch.nn.Module
     chains: tuple[ChainSpec, ...]
+    idle: tuple[tuple[torch.nn.Module, str], ...] = ()
 
 
 @dataclass
@@ -105,6 +114,10 @@ class BlockAdapter:
         merge: treat all block lists of a transformer as one chain with one decision.
         join: how the second of two merged lists takes over: None with both streams as they are, ``"eh"`` with
             cat(E, H), ``"he"`` with cat(H, E) as its H.
+        interleave: merged lists take turns, block by block, and each has a layout of its own: a chain in call order
+            whose middle begins and ends in the last list, so that it computes one block more in front.
+        idle: modules that the model calls between blocks for nothing when these are skipped: attribute (of a module
+            or a list of modules) to the name of the argument that holds H, which they then return.
         stream_names: the names of H and E in the blocks' ``forward``, or one pair per block list.
         rules: which calls of the transformer must compute, or are no step.
 
@@ -134,6 +147,8 @@ class BlockAdapter:
     skip_post_init: bool = False
     merge: bool = False
     join: Join = None
+    interleave: bool = False
+    idle: dict[str, str] = field(default_factory=dict)
     stream_names: Any = None
     rules: CallRules = field(default_factory=CallRules)
 
@@ -303,8 +318,15 @@ class BlockAdapter:
             groups = [tuple(described)] if self.merge else [(blocks,) for blocks in described]
             strict = self._is_strict(transformer)
             join = self.join if self.merge else None
-            targets.append(Target(transformer, tuple(ChainSpec(g, join, next(modifiers), strict) for g in groups)))
+            chains = (ChainSpec(group, join, next(modifiers), strict, self.interleave) for group in groups)
+            targets.append(Target(transformer, tuple(chains), tuple(self._idle_modules(transformer))))
         return targets
+
+    def _idle_modules(self, transformer: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+        for attribute, argument in self.idle.items():
+            found = transformer.get_submodule(attribute)
+            for module in found if isinstance(found, torch.nn.ModuleList) else [found]:
+                yield module, argument
 
     def _modifiers(self) -> list[ParamsModifier | None]:
         given = [] if self.params_modifiers is None else self.flatten(self.params_modifiers)

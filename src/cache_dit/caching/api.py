@@ -14,7 +14,13 @@ from cache_dit.caching.attach import put_on, state_of, take_off
 from cache_dit.caching.build import build_state, rebuild_state
 from cache_dit.caching.pipeline import PipelineState, cached_pipeline
 from cache_dit.caching.stats import CacheStats, chain_stats, report, strify_options, strify_stats
-from cache_dit.caching.transformer import TransformerState, cached_block, cached_transformer, named_transformer
+from cache_dit.caching.transformer import (
+    TransformerState,
+    cached_block,
+    cached_transformer,
+    idle_module,
+    named_transformer,
+)
 from cache_dit.config.base import unknown_key
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
@@ -178,6 +184,8 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
         for chain, _ in state.chains:
             for block, role in zip(chain.blocks, chain.roles, strict=True):
                 put_on(block, cached_block, role)
+        for module, idle_role in state.idle:
+            put_on(module, idle_module, idle_role)
         put_on(transformer, cached_transformer, state)
         if inner is not None:
             put_on(inner, named_transformer, state)
@@ -198,6 +206,8 @@ def _take_all_off(transformer: Any, state: TransformerState) -> None:
     for chain, _ in state.chains:
         for block in chain.blocks:
             take_off(block)
+    for module, _ in state.idle:
+        take_off(module)
     take_off(transformer)
     if (inner := getattr(transformer, "_orig_mod", None)) is not None:
         take_off(inner)

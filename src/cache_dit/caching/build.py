@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cache_dit.caching.adapter import ChainSpec, Target, block_io
-from cache_dit.caching.chain import Chain
+from cache_dit.caching.chain import Chain, IdleRole
 from cache_dit.caching.pattern import CallRules
 from cache_dit.caching.session import ChainOptions
 from cache_dit.caching.transformer import TransformerState
@@ -43,6 +44,7 @@ def build_state(
         rules=rules,
     )
     state.target = target
+    state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
     return state
 
 
@@ -58,8 +60,8 @@ def rebuild_state(
     for spec, (_, options) in zip(state.target.chains, state.chains, strict=True):
         cache = overlay(options.cache, {} if sparse is None else sparse.given())
         calibrator = effective(options.cache, options.calibrator, ParamsModifier(None, calibrator_config))[1]
-        specs.append(ChainSpec(spec.lists, spec.join, ParamsModifier(cache, calibrator), spec.strict))
-    target = Target(state.target.transformer, tuple(specs))
+        specs.append(replace(spec, modifier=ParamsModifier(cache, calibrator)))
+    target = replace(state.target, chains=tuple(specs))
     return build_state(target, first.cache, first.calibrator, separate_cfg=state.separate_cfg, rules=state.rules)
 
 
@@ -78,6 +80,9 @@ def build_chain(spec: ChainSpec, options: ChainOptions, owner: str) -> Chain:
     options.predictors()
     length = sum(len(blocks.blocks) for blocks in spec.lists)
     front, back = options.cache.Fn_compute_blocks, options.cache.Bn_compute_blocks
+    if spec.interleave:  # the middle begins and ends in the last list, whose layout the residual has
+        rounds = len(spec.lists)
+        front, back = rounds * front + rounds - 1, rounds * back
     if front + back > length:
         raise ConfigError(
             f"Fn_compute_blocks={front} and Bn_compute_blocks={back} exceed the {length} blocks of {spec.name} "
@@ -91,9 +96,8 @@ def build_chain(spec: ChainSpec, options: ChainOptions, owner: str) -> Chain:
         keeps_state=options.keeps_state,
         measures=not options.cache.is_static,
     )
-    for index, blocks in enumerate(spec.lists):
-        for block in blocks.blocks:
-            chain.add(block, index, block_io(block, blocks, strict=spec.strict))
+    for index, block in spec.ordered():
+        chain.add(block, index, block_io(block, spec.lists[index], strict=spec.strict))
     chain.set_back(back)
     return chain
 

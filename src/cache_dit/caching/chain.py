@@ -63,6 +63,19 @@ class BlockRole:
         self.form: Form = (0, False, None)
 
 
+class IdleRole:
+    """What a module between blocks must know: the chain that it idles with, and its argument that holds H."""
+
+    def __init__(self, chain: Chain, argument: str) -> None:
+        self.current = chain.current
+        self.argument = argument
+
+    def idles(self) -> bool:
+        """Whether the blocks around it are being skipped: its result goes nowhere."""
+        run = self.current.run
+        return run is not None and run.begun and run.skip and not run.filled
+
+
 class Chain:
     """A run of blocks in call order with one decision and one residual.
 
@@ -150,6 +163,7 @@ class ChainRun:
         self.position = -1
         self.executed = 0
         self.skipped = 0
+        self.traced = False  # whether a graph made the snapshots: with CUDA graphs it will overwrite them
         self.begun = False
         self.filled = False
         self.misfit = False
@@ -224,6 +238,7 @@ def _run_middle(
     run.executed += 1
     run.out_hidden, run.out_encoder, role.form = role.io.split(output)
     run.last_role = role
+    run.traced = torch.compiler.is_compiling()
     if role.closes_middle:
         take_snapshot(run)
     return output

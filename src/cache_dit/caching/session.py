@@ -174,11 +174,17 @@ class LaneRun:
             why = self._explain_missing()
         else:
             lane.last_role = run.last_role
-            lane.hidden.append(self.step, run.snapshot_hidden)
-            if run.snapshot_encoder is not None:
-                lane.encoder.append(self.step, run.snapshot_encoder)
-            lane.probe = run.probe.detach() if run.probe is not None and lane.policy.measures else None
+            lane.hidden.append(self.step, self._kept(run.snapshot_hidden))
+            if run.snapshot_encoder is None:
+                lane.encoder.clear()
+            else:
+                lane.encoder.append(self.step, self._kept(run.snapshot_encoder))
+            lane.probe = self._kept(run.probe) if run.probe is not None and lane.policy.measures else None
         lane.policy.commit(self.step, computed=True, diff=self.diff, why=why)
+
+    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor to keep beyond this forward: a copy where it lies in a CUDA graph's memory, or may."""
+        return tensor.detach().clone() if self.run.traced and tensor.is_cuda else tensor.detach()
 
     def _explain_missing(self) -> str:
         """Why a computed step left nothing to predict from."""
@@ -213,7 +219,7 @@ class Session:
         self.lanes: dict[tuple[Hashable, int, int], Lane] = {}  # (branch, pass, chain) -> lane
         self.peak_bytes = 0
         self.note: str | None = None
-        self._diffs: dict[int, float] = {}  # chain -> diff measured first in this step
+        self._diffs: dict[Chain, float] = {}  # the diff measured first in this step
         self._diffs_step = -1
 
     def lane(self, branch: Hashable, index: int, chain: int, make: Callable[[], Lane]) -> Lane:
@@ -223,11 +229,11 @@ class Session:
             self.lanes[key] = make()
         return self.lanes[key]
 
-    def shared_diff(self, chain: int, step: int) -> float | None:
+    def shared_diff(self, chain: Chain, step: int) -> float | None:
         """The diff that the first branch of this step measured on a chain."""
         return self._diffs.get(chain) if self._diffs_step == step else None
 
-    def share_diff(self, chain: int, step: int, diff: float | None) -> None:
+    def share_diff(self, chain: Chain, step: int, diff: float | None) -> None:
         """Keep the diff that the first branch of a step measured, for the others."""
         if self._diffs_step != step:
             self._diffs_step = step

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cache_dit.caching.attach import STATE
-from cache_dit.caching.chain import Chain, ChainRun, run_block, untraced
+from cache_dit.caching.chain import Chain, ChainRun, IdleRole, run_block, untraced
 from cache_dit.caching.offload import relied_on_when_skipped, widen_back
 from cache_dit.caching.pattern import CallRules
 from cache_dit.caching.session import ChainOptions, Lane, LaneRun, Request, Session, current_request
@@ -80,6 +80,8 @@ class TransformerState:
         self.chains = chains
         #: What the chains were built from, to build them anew with other options.
         self.target: Any = None
+        #: Modules between blocks that do nothing while these are skipped, with their roles.
+        self.idle: list[tuple[torch.nn.Module, IdleRole]] = []
         self.separate_cfg = separate_cfg
         self.rules = rules or CallRules()
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
@@ -116,7 +118,7 @@ class TransformerState:
         compute = "required" if self.rules.computes is not None and self.rules.computes(given) else None
         if getattr(module, "is_cache_enabled", False):
             compute = "second_cache"
-        request = current_request() or Request(("thread", threading.get_ident()))
+        request = current_request() or Request(("thread", threading.current_thread()))
         if torch.is_grad_enabled() and _needs_grad(module, given):
             self._note_gradients(self.session(request))
             return None
@@ -134,10 +136,10 @@ class TransformerState:
 
     def _start(self, forward: Forward, index: int, passed: int) -> LaneRun:
         """Begin a pass over a chain."""
-        options = self.chains[index][1]
+        chain, options = self.chains[index]
         session, step = forward.session, forward.step
         lane = session.lane(forward.branch, passed, index, lambda: self._open_lane(session, index))
-        shared = None if options.cache.cfg_diff_compute_separate else session.shared_diff(index, step)
+        shared = None if options.cache.cfg_diff_compute_separate else session.shared_diff(chain, step)
         started = lane.start(
             step, compute=forward.compute, shared_diff=shared, group=forward.group, call_key=forward.key
         )
@@ -176,8 +178,7 @@ class TransformerState:
         for started in forward.runs:
             started.check_writes()
             started.commit()
-            index = next(i for i, (chain, _) in enumerate(self.chains) if chain is started.lane.chain)
-            forward.session.share_diff(index, forward.step, started.diff)
+            forward.session.share_diff(started.lane.chain, forward.step, started.diff)
         forward.session.note_bytes()
         self._free_finished(forward)
         return True
@@ -194,6 +195,8 @@ class TransformerState:
     def _disarm(self, forward: Forward) -> None:
         for (chain, _), previous in zip(self.chains, forward.previous, strict=True):
             chain.current.run = previous
+        for started in forward.runs:  # their cycles would keep tensors until the garbage collector comes by
+            started.run.decide = started.run.next_pass = None
 
     def _free_finished(self, forward: Forward) -> None:
         """A lane that has made its last step needs no history any more."""
@@ -224,10 +227,11 @@ class TransformerState:
 
     def _close_dead_threads(self) -> None:
         """A thread that has ended will not go on with its request."""
-        alive = {thread.ident for thread in threading.enumerate()}
         for key in list(self.sessions):
-            if isinstance(key, tuple) and key[0] == "thread" and key[1] not in alive:
-                self.sessions.pop(key).free()
+            if isinstance(key, tuple) and key[0] == "thread" and not key[1].is_alive():
+                closed = self.sessions.pop(key)
+                closed.free()
+                self.explain(closed)
 
     def close(self, key: Hashable) -> None:
         """End a request: its tensors are freed, its record stays for ``summary`` while it is the latest."""
@@ -327,6 +331,21 @@ def cached_block(base: Any, metaclass: Any) -> type:
             return run_block(role, run, super().__call__, args, kwargs)
 
     return CachedBlock
+
+
+def idle_module(base: Any, metaclass: Any) -> type:
+    """The subclass of a module between blocks: it hands H back while the blocks around it are skipped."""
+    names = [name for name in inspect.signature(base.forward).parameters if name != "self"]
+
+    class IdleModule(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            role = self.__dict__.get(STATE)
+            if role is None or not role.idles():
+                return super().__call__(*args, **kwargs)
+            return kwargs[role.argument] if role.argument in kwargs else args[names.index(role.argument)]
+
+    return IdleModule
 
 
 def cached_transformer(base: Any, metaclass: Any) -> type:

@@ -47,5 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def all_commands() -> list[Command]:
     """The subcommands: a new file in ``commands`` is found by itself."""
-    modules = [importlib.import_module(f"{commands.__name__}.{found.name}") for found in pkgutil.iter_modules(commands.__path__)]
+    modules = [
+        importlib.import_module(f"{commands.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(commands.__path__)
+    ]
     return [module.COMMAND for module in modules]

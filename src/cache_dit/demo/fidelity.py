@@ -29,4 +29,5 @@ def difference(reference: Pixels, other: Pixels) -> Pixels:
     Args:
         reference, other: arrays of equal shape with values in 0 … 1.
     """
-    return np.clip(np.abs(reference - other) * AMPLIFICATION, 0, 1)
+    amplified: Pixels = np.clip(np.abs(reference - other) * AMPLIFICATION, 0, 1)
+    return amplified

@@ -49,7 +49,8 @@ def save_page(path: Path, comparison: Comparison, machine: Machine) -> None:
 {_table(comparison)}
 {_how_to_read()}
 </div>
-<div class="toggle"><label><input type="checkbox" id="differences"> Show all differences, amplified {AMPLIFICATION} times</label></div>
+<div class="toggle"><label><input type="checkbox" id="differences">
+Show all differences, amplified {AMPLIFICATION} times</label></div>
 {rows}
 {_explanations(comparison)}
 </main>
@@ -63,13 +64,13 @@ def _head(comparison: Comparison, machine: Machine) -> str:
     settings = comparison.settings
     runs = "one run each" if settings.repeats == 1 else f"times are medians of {settings.repeats} runs that took turns"
     return f"""<h1>The same pictures, with and without the cache</h1>
-<p class="lead">A diffusion transformer runs all its blocks at every denoising step, though neighbouring steps hardly differ.
-The cache skips blocks where that is so and predicts what they would have added.</p>
+<p class="lead">A diffusion transformer runs all its blocks at every denoising step, though neighbouring steps
+hardly differ. The cache skips blocks where that is so and predicts what they would have added.</p>
 <p class="small">{settings.steps} steps, seed {settings.seed}; {runs}.<br>{escape(str(machine))}</p>"""
 
 
 def _table(comparison: Comparison) -> str:
-    heads = ("configuration", "steps computed", "blocks run", "time", "speed-up", "ideal", "PSNR", "worst")
+    heads = ("configuration", "steps", "blocks", "time", "speed-up", "ideal", "PSNR", "worst")
     lines = []
     for index, row in enumerate(column_figures(comparison)):
         fidelity = ("", "") if index == 0 else (decibels(row.psnr), decibels(row.worst_psnr))
@@ -89,7 +90,8 @@ def _table(comparison: Comparison) -> str:
 <tbody>
 {chr(10).join(lines)}
 </tbody></table></div>
-<p class="small">Over all prompts: time and PSNR are medians, speed-ups geometric means, worst is the lowest PSNR.</p>
+<p class="small">Steps computed and blocks run, of all. Over all prompts: time and PSNR are medians, speed-ups geometric
+means, worst is the lowest PSNR.</p>
 </div>"""
 
 
@@ -100,8 +102,10 @@ def _how_to_read() -> str:
 <li>A row is a prompt, a column a configuration. The first picture is the uncached one.</li>
 <li>Point at a picture, tap it, or reach it with the Tab key: you see its difference from the uncached one,
 amplified {AMPLIFICATION} times. Black is no difference.</li>
-<li>The line of cells is the course of the steps: {computed} tall, computed in full; {cached} low, skipped and predicted.</li>
-<li><b>Speed-up</b> is measured, prompt to pixels. <b>Ideal</b> is what the number of skipped blocks alone would give.</li>
+<li>The line of cells is the course of the steps: {computed} tall, computed in full; {cached} low, skipped and
+predicted.</li>
+<li><b>Speed-up</b> is measured, prompt to pixels. <b>Ideal</b> is what the number of skipped blocks alone would
+give.</li>
 <li><b>PSNR</b> says how close a picture is to the uncached one, in decibels: higher is closer.</li>
 </ul></aside>"""
 
@@ -121,7 +125,9 @@ def _figure(drawing: Drawing, uncached: Drawing) -> str:
         main = f"<b>{seconds}</b>"
         rest = blocks
     else:
-        about = f"difference of {name} from the uncached picture, {decibels(drawing.psnr)}, amplified {AMPLIFICATION} times"
+        about = (
+            f"difference of {name} from the uncached picture, {decibels(drawing.psnr)}, amplified {AMPLIFICATION} times"
+        )
         image = _data_uri(difference(uncached.pixels, drawing.pixels))
         over = f'<img src="{image}" width="64" height="64" alt="{about}"><span>difference × {AMPLIFICATION}</span>'
         shown = f'<div class="picture" tabindex="0">{picture}<div class="difference">{over}</div></div>'
@@ -129,7 +135,8 @@ def _figure(drawing: Drawing, uncached: Drawing) -> str:
         rest = f"{seconds}, ideal {times(drawing.stats.ideal_speedup)}<br>{blocks}"
     reason = f"<br>Nothing was skipped: {escape(drawing.stats.reason)}" if drawing.stats.reason else ""
     return f"""<figure>{shown}
-<figcaption>{_step_lines(drawing)}<span class="name">{name}</span><span class="main">{main}</span>{rest}{reason}</figcaption>
+<figcaption>{_step_lines(drawing)}
+<span class="name">{name}</span><span class="main">{main}</span>{rest}{reason}</figcaption>
 </figure>"""
 
 

@@ -45,7 +45,8 @@ class DemoPipeline(FluxPipeline):  # type: ignore[misc]
             prompt: what to draw, in the words of the captions that the model was trained on.
             height, width: size in pixels; the model was trained at 64.
             num_inference_steps: denoising steps.
-            **kwargs: further arguments of ``FluxPipeline.__call__``; those in ``call_defaults`` have other defaults here.
+            **kwargs: further arguments of ``FluxPipeline.__call__``; those in ``call_defaults`` default
+                to what stands there.
 
         Returns:
             What ``FluxPipeline`` returns: ``images`` holds the pictures.
@@ -89,7 +90,7 @@ def load_pipeline(
         pipe: DemoPipeline = DemoPipeline.from_pretrained(folder, local_files_only=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            # Not from_pretrained's argument, whose name depends on the version, and not the classes' own `to`, which warn.
+            # from_pretrained's argument has another name in other versions, and the classes' own `to` warns.
             torch.nn.Module.to(part, device=device, dtype=torch_dtype)
     pipe.call_defaults = _call_defaults(folder / _RECOMMENDED)
     pipe.set_progress_bar_config(disable=not progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from cache_dit.demo.compare import Comparison, Drawing
-from cache_dit.demo.figures import column_figures, decibels, times
+from cache_dit.demo.figures import column_figures, decibels
 from cache_dit.demo.page import to_image
 
 _PAPER, _INK, _SOFT = "#ffffff", "#1d1c1a", "#65625c"
@@ -32,7 +32,7 @@ def save_sheet(path: Path, comparison: Comparison) -> None:
     for index, figures in enumerate(column_figures(comparison)):
         left = _left(index)
         draw.text((left, _MARGIN), figures.name, _INK, _font(22))
-        text = f"{times(figures.speedup)}, {decibels(figures.psnr)}" if index else f"{figures.median_seconds:.2f} s"
+        text = f"{_times(figures.speedup)}, {decibels(figures.psnr)}" if index else f"{figures.median_seconds:.2f} s"
         draw.text((left, _MARGIN + 30), text, _SOFT, _font(17))
     for number, row in enumerate(comparison.rows):
         top = _MARGIN + _HEAD + number * pitch
@@ -56,7 +56,7 @@ def _cell(
     sheet.paste(picture, place)
     top += _PICTURE + 6
     blocks = f"{drawing.stats.executed_blocks} of {drawing.stats.possible_blocks} blocks"
-    text = blocks if first else f"{times(drawing.speedup)}   {decibels(drawing.psnr)}"
+    text = blocks if first else f"{_times(drawing.speedup)}   {decibels(drawing.psnr)}"
     draw.text((left, top), text, _SOFT, _font(15))
     for line in drawing.stats.steps_line.values():
         top += _LINE
@@ -64,6 +64,11 @@ def _cell(
             start, end = (left + round(edge * _PICTURE / len(line)) for edge in (step, step + 1))
             colour, height = _CELLS[letter]
             draw.rectangle((start, top + 16 - height, max(end - 2, start), top + 15), colour)
+
+
+def _times(factor: float) -> str:
+    """A speed-up in letters of Pillow's own font, which has no multiplication sign."""
+    return f"{factor:.2f}x"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -42,6 +42,8 @@ class ModelRecord:
         transformers: class names of its transformers; subclasses count, other classes with such a prefix do not.
         blocks: its block lists in call order. Several are one chain with one decision.
         join: how the second list takes over from the first; see ``BlockAdapter``.
+        interleave: the block lists take turns, block by block; see ``BlockAdapter``.
+        idle: modules between blocks that do nothing while these are skipped, with the name of their H argument.
         separate_cfg: whether conditional and unconditional calls take turns, for pipelines that do not name them.
         components: the pipeline's attributes that may hold a transformer.
         rules: which calls must compute, or are no step.
@@ -52,6 +54,8 @@ class ModelRecord:
     transformers: tuple[str, ...]
     blocks: tuple[Blocks, ...]
     join: Join = None
+    interleave: bool = False
+    idle: dict[str, str] = field(default_factory=dict)
     separate_cfg: bool = False
     components: tuple[str, ...] = ("transformer",)
     rules: CallRules = field(default_factory=CallRules)
@@ -70,6 +74,8 @@ class ModelRecord:
             has_separate_cfg=self.separate_cfg,
             merge=not split,
             join=self.join,
+            interleave=self.interleave,
+            idle=dict(self.idle),
             rules=self.rules,
         )
 

@@ -44,7 +44,8 @@ class Machine:
         memory = "" if self.memory_gib is None else f", {self.memory_gib:.0f} GiB"
         load = "" if self.load is None else f", load {self.load:.1f} before"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"{self.device}, {_counted(self.cores, 'core')}, {_counted(self.threads, 'thread')}{memory}, {self.system}{load}; {versions}"
+        used = f"{_counted(self.cores, 'core')}, {_counted(self.threads, 'thread')}{memory}"
+        return f"{self.device}, {used}, {self.system}{load}; {versions}"
 
 
 def describe_machine(device: str | torch.device = "cpu") -> Machine:
