@@ -1,5 +1,8 @@
 """cache_dit: a cache for Diffusion Transformers, put on with one line: ``cache_dit.enable_cache(pipe)``."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from cache_dit.caching import (
     BlockAdapter,
     CacheStats,
@@ -85,3 +88,11 @@ __all__ = [
     "supported_pipelines",
     "version_tuple",
 ]
+
+_LAZY = ("demo",)  # subpackages that need more than torch and diffusers: imported when they are asked for
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _LAZY:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

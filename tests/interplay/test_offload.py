@@ -19,6 +19,7 @@ import cache_dit
 from cache_dit.caching import offload
 from tests.interplay.tiny_flux import (
     BLOCKS,
+    DOUBLE,
     MASK,
     STEPS,
     blocks_of,
@@ -70,15 +71,10 @@ def _cpu_offload(transformer: torch.nn.Module, folder: Path) -> None:
 
 def _disk_dispatch(transformer: torch.nn.Module, folder: Path) -> None:
     device_map: dict[str, Any] = {name: "cpu" for name, _ in transformer.named_children()}
-    device_map |= {f"transformer_blocks.{i}": "disk" for i in range(len(transformer.transformer_blocks))}
+    del device_map["transformer_blocks"]
+    device_map |= {f"transformer_blocks.{i}": "disk" for i in range(DOUBLE)}
     device_map["single_transformer_blocks"] = "disk"
-    accelerate.dispatch_model(
-        transformer,
-        {name: place for name, place in device_map.items() if name != "transformer_blocks"},
-        main_device="cpu",
-        offload_dir=folder,
-        force_hooks=True,
-    )
+    accelerate.dispatch_model(transformer, device_map, main_device="cpu", offload_dir=folder, force_hooks=True)
 
 
 @WHEN
@@ -211,8 +207,7 @@ def test_the_stand_in_for_a_device_shows_what_is_not_loaded(poison: Poison) -> N
 
 
 @WHEN
-@pytest.mark.parametrize("back", [0, 1, 2])
-@pytest.mark.parametrize("front", [0, 1, 2])
+@pytest.mark.parametrize(("front", "back"), [(0, 0), (1, 0), (1, 1), (2, 1), (0, 2)])
 @pytest.mark.parametrize("size", [1, 2, 3, None])
 def test_group_offloading_changes_no_output(poison: Poison, size: int | None, front: int, back: int, when: str) -> None:
     """Also where the first block after the skipped ones is not the first of its group: then more blocks compute."""

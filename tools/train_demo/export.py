@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizerFast, T5TokenizerFast
 
 from .captions import T5_LENGTH
@@ -76,12 +77,19 @@ def _clean(folder: Path) -> None:
     index["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
     index["tokenizer_2"] = ["transformers", "T5TokenizerFast"]
     _write_json(folder / "model_index.json", index)
+    _prefix_keys(folder / "text_encoder" / "model.safetensors", "text_model.")
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         _write_json(path, config)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _prefix_keys(path: Path, prefix: str) -> None:
+    """Gives all weights the prefix that CLIPTextModel has in version 4; version 5 writes none but reads both."""
+    weights = {key if key.startswith(prefix) else prefix + key: value for key, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -7,6 +7,7 @@ PyTorch's ``fully_shard`` and ``parametrize`` work in the same way.
 from __future__ import annotations
 
 import copyreg
+import dataclasses
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -131,19 +132,11 @@ def _deepcopy_plain(self: Any, memo: dict[int, Any]) -> Any:
 def _adopt_block_metadata(base: type, made: type) -> None:
     """Let diffusers' hooks (LayerSkip, guiders) find a dressed block in their table of block classes."""
     try:
-        from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+        from diffusers.hooks._helpers import TransformerBlockRegistry
     except ImportError:  # a diffusers without that table has nothing to look up
         return
     try:
         known = TransformerBlockRegistry.get(base)
     except ValueError:
         return
-    TransformerBlockRegistry.register(
-        made,
-        TransformerBlockMetadata(
-            return_hidden_states_index=known.return_hidden_states_index,
-            return_encoder_hidden_states_index=known.return_encoder_hidden_states_index,
-            hidden_states_argument_name=known.hidden_states_argument_name,
-            encoder_hidden_states_argument_name=known.encoder_hidden_states_argument_name,
-        ),
-    )
+    TransformerBlockRegistry.register(made, dataclasses.replace(known))

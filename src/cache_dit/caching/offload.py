@@ -12,14 +12,13 @@ from typing import Any
 
 import diffusers
 import torch
-from packaging.version import Version
 
 from cache_dit.caching.chain import Chain
 
 logger = logging.getLogger(__name__)
 
 _HOOK = "group_offloading"
-_LOADS_ITSELF_SINCE = Version("0.37.0")
+_LOADS_ITSELF_SINCE = "0.37.0"
 
 
 def offload_group(module: torch.nn.Module) -> Any:
@@ -58,7 +57,9 @@ def relied_on_when_skipped(chain: Chain, *, last: bool) -> bool:
         chain: the chain.
         last: whether no other chain comes after it.
     """
-    if Version(diffusers.__version__) >= _LOADS_ITSELF_SINCE:
+    from packaging.version import Version
+
+    if Version(diffusers.__version__) >= Version(_LOADS_ITSELF_SINCE):
         return False
     leaves = [offload_group(module) for module in chain.blocks[-1].modules()]
     whole = offload_group(chain.blocks[-1])

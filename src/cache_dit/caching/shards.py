@@ -39,13 +39,14 @@ def relative_l1(previous: Any, current: Any, group: Any = None) -> float | None:
     """mean|previous − current| / mean|previous| in float32 or better, by one host read.
 
     Args:
-        previous, current: tensors of any floating dtype. Of different shape, or missing, they cannot be compared.
+        previous, current: tensors of any floating dtype. Of different shape or device, or missing, they cannot be compared.
         group: over whose ranks the means are taken, by one reduction of three numbers; None: this process alone.
 
     Returns:
         The ratio, NaN where a value is NaN or both means are zero; None if they cannot be compared on some rank.
     """
-    fits = isinstance(previous, torch.Tensor) and isinstance(current, torch.Tensor) and previous.shape == current.shape
+    fits = isinstance(previous, torch.Tensor) and isinstance(current, torch.Tensor)
+    fits = fits and previous.shape == current.shape and previous.device == current.device
     if group is None:
         if not fits:
             return None

@@ -40,8 +40,8 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
-    """A type for ``add_argument``: a whole number of at least ``minimum``."""
+def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
+    """A type for ``add_argument``: a whole number of at least ``minimum``, and of at most ``maximum``."""
 
     def convert(text: str) -> int:
         try:
@@ -50,6 +50,8 @@ def whole_number(minimum: int) -> Callable[[str], int]:
             number = minimum - 1
         if number < minimum:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+        if number > maximum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {maximum}, got {text!r}")
         return number
 
     return convert

@@ -65,7 +65,7 @@ def _figures(name: str, drawings: list[Drawing]) -> ColumnFigures:
         median_seconds=statistics.median(drawing.median_seconds for drawing in drawings),
         speedup=statistics.geometric_mean(drawing.speedup for drawing in drawings),
         ideal_speedup=statistics.geometric_mean(drawing.stats.ideal_speedup for drawing in drawings),
-        psnr=statistics.median_low(drawing.psnr for drawing in drawings),
+        psnr=statistics.median(drawing.psnr for drawing in drawings),
         worst_psnr=min(drawing.psnr for drawing in drawings),
     )
 

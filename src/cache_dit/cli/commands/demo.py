@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=text, action="append", metavar="TEXT", help="what to draw; may be given several times"
     )
-    parser.add_argument("--steps", type=whole_number(1), default=28, help="denoising steps (default %(default)s)")
+    parser.add_argument("--steps", type=whole_number(1, 1000), default=28, help="denoising steps (default %(default)s)")
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, help="of the noise to begin with (default %(default)s)"
     )
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="runs of which the median time is taken (default %(default)s)",
     )
-    parser.add_argument("--threads", type=whole_number(1), help="processor threads to compute with (default: torch's)")
+    parser.add_argument(
+        "--threads", type=whole_number(1, 1024), help="processor threads to compute with (default: torch's)"
+    )
     parser.add_argument("--device", type=_device, default="cpu", help="where to compute (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("demo_out"), metavar="DIR", help="folder for the files (default %(default)s)"
