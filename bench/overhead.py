@@ -194,21 +194,25 @@ def live_state(model: Any, size: Size) -> list[Finding]:
 
 def _most_alive(model: Any, inputs: Sequence[dict[str, Any]]) -> int:
     """The most bytes of tensors alive after a step, beyond those alive before the first."""
-    before, most = _alive_bytes(), 0
-    for arguments in inputs:
-        model(**arguments)
-        most = max(most, _alive_bytes() - before)
+    most = 0
+    gc.collect()
+    before = _alive()
+    gc.freeze()  # what is there already is not looked at again
+    try:
+        for arguments in inputs:
+            model(**arguments)
+            gc.collect()
+            alive = _alive()
+            most = max(most, sum(alive[pointer] for pointer in alive.keys() - before.keys()))
+    finally:
+        gc.unfreeze()
     return most
 
 
-def _alive_bytes() -> int:
-    gc.collect()
-    storages = {}
-    for value in gc.get_objects():
-        if issubclass(type(value), torch.Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+def _alive() -> dict[int, int]:
+    """Address and bytes of the memory behind every tensor that the garbage collector knows."""
+    tensors = [value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 # -- (d) Python

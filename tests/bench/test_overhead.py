@@ -1,6 +1,7 @@
 """The benchmark of the wrapper's cost: that it measures what it says. Its times are not tested."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from bench.common import QUICK, make_inputs, make_transformer, median_ratio, rat
 
 
 @pytest.fixture(autouse=True)
-def same_threads(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+def one_thread() -> Iterator[None]:
+    """So small a model is faster alone; afterwards, other tests find their threads again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_twin_shares_all_weights_and_no_module():
@@ -54,7 +59,7 @@ def test_live_state_counts_what_is_really_alive():
 
 def test_a_quick_run_prints_and_saves_every_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "results" / "overhead.json"
-    overhead.main(["--quick", "--json", str(path)])
+    overhead.main(["--quick", "--threads", "1", "--json", str(path)])
     saved = json.loads(path.read_text(encoding="utf-8"))
     assert saved["machine"]["versions"]["torch"] == torch.__version__
     names = [finding["name"] for finding in saved["findings"]]

@@ -27,7 +27,9 @@ def test_each_call_of_one_branch_is_a_step(timesteps: list[float | None]) -> Non
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("branches", [["cond", "uncond"], ["uncond", "cond"], ["a", "b", "c"], ["a", "b", "c", "d", "e"]])
+@pytest.mark.parametrize(
+    "branches", [["cond", "uncond"], ["uncond", "cond"], ["a", "b", "c"], ["a", "b", "c", "d", "e"]]
+)
 def test_the_calls_of_all_branches_at_one_timestep_are_one_step(branches: list[str], known: bool) -> None:
     calls = [(branch, -float(step) if known else None) for step in range(4) for branch in branches]
     assert steps(StepClock(), calls) == [step for step in range(4) for _ in branches]

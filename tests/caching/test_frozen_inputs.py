@@ -12,7 +12,19 @@ import torch
 
 import cache_dit
 from cache_dit import CalibratorConfig, TaylorSeerCalibratorConfig
-from tests.caching.toys import FORMS, Joined, Toy, close, counted, dynamic, frozen_run, line, same, static, stream_inputs
+from tests.caching.toys import (
+    FORMS,
+    Joined,
+    Toy,
+    close,
+    counted,
+    dynamic,
+    frozen_run,
+    line,
+    same,
+    static,
+    stream_inputs,
+)
 
 LINE = "FFCCFC"
 
@@ -101,7 +113,9 @@ def test_in_every_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("config", [dynamic(residual_diff_threshold=0.0), static("FFFF"), static("FFFF", Bn_compute_blocks=1)])
+@pytest.mark.parametrize(
+    "config", [dynamic(residual_diff_threshold=0.0), static("FFFF"), static("FFFF", Bn_compute_blocks=1)]
+)
 def test_with_every_step_computed_outputs_are_those_of_the_plain_model_bit_for_bit(form: str, config: Any) -> None:
     model = Toy(form)
     inputs = stream_inputs(model)

@@ -106,7 +106,7 @@ class Toy(nn.Module):
         self.form, self.keywords = FORMS[form], keywords
         self.enter, self.leave = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.names = ["blocks", *(f"blocks_{i}" for i in range(1, len(depths)))]
-        for name, depth in zip(self.names, depths):
+        for name, depth in zip(self.names, depths, strict=True):
             setattr(self, name, nn.ModuleList(self.form.block() for _ in range(depth)))
         self.requires_grad_(False)
 
@@ -193,16 +193,12 @@ def static(line: str, **options: Any) -> DBCacheConfig:
     """A configuration that follows a line of F (compute) and C (cache) whatever the inputs are."""
     mask = [int(letter == "F") for letter in line]
     defaults: dict[str, Any] = {"Fn_compute_blocks": 1, "max_warmup_steps": 1}
-    return DBCacheConfig(
-        **{**defaults, **options}, steps_computation_mask=mask, steps_computation_policy="static"
-    )
+    return DBCacheConfig(**{**defaults, **options}, steps_computation_mask=mask, steps_computation_policy="static")
 
 
 def dynamic(**options: Any) -> DBCacheConfig:
     """A configuration that measures: F1, one step of warm-up, a generous threshold."""
-    return DBCacheConfig(
-        **{"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 0.5, **options}
-    )
+    return DBCacheConfig(**{"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 0.5, **options})
 
 
 def stream_inputs(model: nn.Module | None = None, *, batch: int = 1, tokens: int = TOKENS, seed: int = 0) -> Any:

@@ -1,5 +1,6 @@
 """The demo model as a pipeline: its defaults, and what stays plain diffusers about it."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,10 @@ from diffusers import DiffusionPipeline, FluxPipeline
 
 import cache_dit
 from cache_dit.demo import MODEL_FOLDER, DemoPipeline, load_pipeline
+
+TRAINED = pytest.mark.skipif(
+    not (MODEL_FOLDER / "model_index.json").is_file(), reason="the trained model is not in this copy"
+)
 
 
 def test_a_prompt_alone_gives_a_picture_of_the_models_own_size(tiny_folder: Path):
@@ -65,6 +70,12 @@ def test_a_saved_demo_pipeline_is_a_plain_flux_pipeline(tiny_folder: Path, tmp_p
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "FluxPipeline"
 
 
+def test_one_negative_prompt_serves_several_prompts(tiny_folder: Path):
+    pipe = load_pipeline(tiny_folder, progress=False)
+    pipe.call_defaults = {**pipe.call_defaults, "negative_prompt": "", "true_cfg_scale": 2.0}
+    assert len(pipe(["owl", "rocket"], num_inference_steps=1).images) == 2
+
+
 def test_the_cache_counts_the_default_number_of_steps(tiny_folder: Path):
     pipe = load_pipeline(tiny_folder, progress=False)
     mask = cache_dit.steps_mask(total_steps=28)
@@ -78,18 +89,24 @@ def test_the_cache_counts_the_default_number_of_steps(tiny_folder: Path):
 
 
 def test_a_missing_model_is_a_typed_error_that_names_the_folder(tmp_path: Path):
-    with pytest.raises(cache_dit.MissingModelError, match="no model in .*nowhere"):
+    with pytest.raises(cache_dit.MissingModelError, match=r"no model in .*nowhere"):
         load_pipeline(tmp_path / "nowhere")
 
 
 def test_a_recommended_argument_that_the_pipeline_does_not_have_is_refused(tiny_folder: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_folder, tmp_path / "wrong")
-    (folder / "cache_dit_demo.json").write_text('{"call": {"guidance": 3.0}}')
+    (folder / "cache_dit_demo.json").write_text('{"guidance": 3.0}')
     with pytest.raises(cache_dit.ConfigError, match="'guidance'"):
         load_pipeline(folder)
 
 
-@pytest.mark.skipif(not (MODEL_FOLDER / "model_index.json").is_file(), reason="the trained model is not there")
+@TRAINED
+def test_the_packages_own_model_recommends_the_number_of_steps_that_is_the_default():
+    steps = inspect.signature(DemoPipeline.__call__).parameters["num_inference_steps"].default
+    assert load_pipeline(progress=False).call_defaults.get("num_inference_steps", steps) == steps
+
+
+@TRAINED
 def test_the_packages_own_model_draws(seed: int):
     picture = load_pipeline(progress=False)("glossy 3d emoji of rocket", num_inference_steps=2).images[0]
     assert picture.size == (64, 64)

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast, T5Con
 from tools.train_demo.captions import CLIP_LENGTH, T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 
 CAPTIONS = ("glossy 3d emoji of rocket", "noto emoji of owl", "flat emoji of hot beverage")
-RECOMMENDED = {"call": {"max_sequence_length": T5_LENGTH, "guidance_scale": 1.0}}
+RECOMMENDED = {"max_sequence_length": T5_LENGTH, "guidance_scale": 1.0}
 
 
 def save_tiny_pipeline(folder: Path, *, double: int = 1, single: int = 2, heads: int = 1) -> Path:

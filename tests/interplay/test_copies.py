@@ -93,7 +93,7 @@ def test_a_copy_of_a_cached_block_is_a_plain_one(cached: Any, position: int, cop
     made = copied(block)
     assert type(made) is type(blocks_of(tiny_transformer())[position])
     assert is_plain(made)
-    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), block.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), block.parameters(), strict=True))
 
 
 @COPIES
@@ -137,7 +137,9 @@ def test_a_cached_block_called_by_itself_acts_plain(cached: Any) -> None:
 def test_the_state_dict_of_a_cached_transformer_is_that_of_a_plain_one(cached: Any) -> None:
     plain = tiny_transformer()
     assert list(cached.state_dict()) == list(plain.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(cached.state_dict().values(), plain.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(cached.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 def test_loading_weights_into_a_cached_transformer_gives_the_other_model(cached: Any) -> None:
@@ -160,7 +162,7 @@ def test_a_cached_transformer_is_seen_as_a_plain_one(cached: Any) -> None:
 
 
 def test_a_cached_class_says_what_the_plain_one_says(cached: Any) -> None:
-    for found, plain in zip(cached.modules(), tiny_transformer().modules()):
+    for found, plain in zip(cached.modules(), tiny_transformer().modules(), strict=True):
         assert isinstance(found, type(plain))
         assert issubclass(type(found), type(plain))
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -190,7 +192,11 @@ def test_save_pretrained_of_a_cached_transformer_writes_a_plain_one(cached: Any,
 
 def test_disabling_gives_every_module_its_class_back(cached: Any) -> None:
     classes = [type(module) for module in tiny_transformer().modules()]
-    assert sum(type(module) is not plain for module, plain in zip(cached.modules(), classes)) == 1 + BLOCKS
+
+    def changed() -> int:
+        return sum(type(module) is not plain for module, plain in zip(cached.modules(), classes, strict=True))
+
+    assert changed() == 1 + BLOCKS
     cache_dit.disable_cache(cached)
-    assert all(type(module) is plain for module, plain in zip(cached.modules(), classes))
+    assert changed() == 0
     assert is_plain(cached)

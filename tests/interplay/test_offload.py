@@ -27,6 +27,7 @@ from tests.interplay.tiny_flux import (
     counted,
     denoise,
     expected_calls,
+    flux_inputs,
     generate,
     same,
     static_config,
@@ -119,7 +120,7 @@ def _model_offload(pipe: Any) -> None:
 
 
 def _sequential_offload(pipe: Any) -> None:
-    """What ``enable_sequential_cpu_offload`` does, on ``cpu``: itself it insists on ``cpu:0``, which accelerate refuses."""
+    """What ``enable_sequential_cpu_offload`` does, on ``cpu``; it asks for ``cpu:0``, which accelerate refuses."""
     for component in (pipe.transformer, pipe.vae):
         accelerate.cpu_offload(component, CPU, offload_buffers=True)
 
@@ -181,8 +182,15 @@ class Poison:
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     device = Poison()
-    monkeypatch.setattr(ModuleGroup, "_onload_from_memory", lambda group: device.onload(group))
-    monkeypatch.setattr(ModuleGroup, "_offload_to_memory", lambda group: device.offload(group))
+
+    def onload(group: ModuleGroup) -> None:
+        device.onload(group)
+
+    def offload(group: ModuleGroup) -> None:
+        device.offload(group)
+
+    monkeypatch.setattr(ModuleGroup, "_onload_from_memory", onload)
+    monkeypatch.setattr(ModuleGroup, "_offload_to_memory", offload)
     return device
 
 
@@ -223,9 +231,7 @@ def test_group_offloading_changes_no_output(poison: Poison, size: int | None, fr
 @WHEN
 @pytest.mark.parametrize("size", [1, None])
 def test_a_skipped_block_is_not_loaded(poison: Poison, size: int | None, when: str) -> None:
-    transformer = enabled_with(
-        group_offloading(size), when, static_config(1, 1, [1, 0, 0], num_inference_steps=3)
-    )
+    transformer = enabled_with(group_offloading(size), when, static_config(1, 1, [1, 0, 0], num_inference_steps=3))
     loaded = []
     for step in range(3):
         denoise(transformer, start=step, steps=step + 1)
@@ -316,11 +322,11 @@ def test_offloading_to_disk_changes_no_output(when: str, tmp_path: Path) -> None
     reference = cached_reference(tiny_transformer(), config)
     apply = group_offloading(1, offload_to_disk_path=str(tmp_path))
     transformer = enabled_with(apply, when, config)
-    for output, expected in zip(denoise(transformer), reference):
+    for output, expected in zip(denoise(transformer), reference, strict=True):
         # safetensors places weights elsewhere in memory, and the kernels round differently there
         torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
     cache_dit.disable_cache(transformer)
-    for output, expected in zip(denoise(transformer), denoise(tiny_transformer())):
+    for output, expected in zip(denoise(transformer), denoise(tiny_transformer()), strict=True):
         torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
 
 
@@ -421,6 +427,31 @@ def test_with_two_chains_only_the_one_whose_skip_would_be_relied_on_is_refused(
     first, second, _ = cache_dit.summary(transformer, logging=False)
     assert first.cached_steps == [] and second.cached_steps == [2, 4, 5]
     assert first.reason is not None and "use_stream=False" in first.reason
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
+@WHEN
+@pytest.mark.parametrize("back", [0, 1])
+@pytest.mark.parametrize("size", [1, None])
+def test_prefetching_by_streams_changes_no_output(size: int | None, back: int, when: str) -> None:
+    """On a GPU, with what diffusers is installed: where it cannot load what was skipped over, nothing is skipped."""
+    inputs = {name: value.to("cuda") for name, value in flux_inputs().items()}
+
+    def run(transformer: Any) -> list[torch.Tensor]:
+        return denoise(transformer, inputs=inputs)
+
+    plain = run(tiny_transformer().to("cuda"))
+    reference = run(cache_dit.enable_cache(tiny_transformer().to("cuda"), static_config(1, back)))
+    apply = group_offloading(size, onload_device=torch.device("cuda"), use_stream=True)
+    transformer = enabled_with(apply, when, static_config(1, back))
+    for _ in range(2):
+        outputs = run(transformer)
+        refused = cache_dit.summary(transformer, logging=False)[0].reason is not None
+        for output, expected in zip(outputs, plain if refused else reference, strict=True):
+            torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    cache_dit.disable_cache(transformer)
+    for output, expected in zip(run(transformer), plain, strict=True):
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
 # -- layerwise casting

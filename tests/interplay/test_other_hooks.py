@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,11 +65,11 @@ def test_a_cached_class_equals_the_plain_one_and_has_a_hash_of_its_own() -> None
     transformer = cache_dit.enable_cache(tiny_transformer(), static_config())
     plain = tiny_transformer()
     pairs = [(type(transformer), type(plain))]
-    pairs += [(type(a), type(b)) for a, b in zip(blocks_of(transformer), blocks_of(plain))]
+    pairs += [(type(a), type(b)) for a, b in zip(blocks_of(transformer), blocks_of(plain), strict=True)]
     for cached_class, plain_class in pairs:
         assert cached_class is not plain_class
         assert cached_class == plain_class and plain_class == cached_class
-        assert not cached_class != plain_class and not plain_class != cached_class
+        assert not operator.ne(cached_class, plain_class) and not operator.ne(plain_class, cached_class)
         assert cached_class in (plain_class,) and plain_class in [cached_class]
         assert hash(cached_class) != hash(plain_class)
         assert len({cached_class, plain_class}) == 2
@@ -85,7 +86,10 @@ def test_all_blocks_of_a_class_share_one_cached_class() -> None:
 
 def test_cached_classes_of_different_classes_differ() -> None:
     transformer = cache_dit.enable_cache(tiny_transformer(), static_config())
-    assert type(transformer.transformer_blocks[0]) != type(transformer.single_transformer_blocks[0])
+    first, second = (
+        type(blocks[0]) for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks)
+    )
+    assert first != second
 
 
 @pytest.mark.parametrize("make", [tiny_transformer, tiny_wan])
@@ -94,7 +98,7 @@ def test_diffusers_table_of_block_classes_has_the_cached_one_with_the_same_entry
         return transformer.blocks if hasattr(transformer, "blocks") else blocks_of(transformer)
 
     cached = cache_dit.enable_cache(make(), static_config())
-    for block, plain in zip(blocks(cached), blocks(make())):
+    for block, plain in zip(blocks(cached), blocks(make()), strict=True):
         found, expected = TransformerBlockRegistry.get(type(block)), TransformerBlockRegistry.get(type(plain))
         assert found.return_hidden_states_index == expected.return_hidden_states_index
         assert found.return_encoder_hidden_states_index == expected.return_encoder_hidden_states_index

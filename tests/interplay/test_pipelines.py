@@ -27,10 +27,14 @@ from tests.interplay.tiny_flux import (
     embeddings,
     expected_calls,
     generate,
+    generate_qwen,
+    generate_sd3,
     generate_video,
     same,
     static_config,
     tiny_pipeline,
+    tiny_qwen_pipeline,
+    tiny_sd3_pipeline,
     tiny_transformer,
     tiny_wan_pipeline,
 )
@@ -257,6 +261,33 @@ def test_a_guidance_of_one_leaves_the_unconditional_branch_out() -> None:
     generate_video(pipe, guidance_scale=1.0)
     assert list(cache_dit.summary(pipe, logging=False)[0].steps_line) == ["cond"]
     assert same(generate_video(pipe), first)
+
+
+def test_guidance_by_skipped_layers_is_a_branch_of_its_own_and_no_step() -> None:
+    """Stable Diffusion 3 calls its transformer once more in a step, for one of two branches, without some blocks."""
+    skipping = {"skip_guidance_layers": [2], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    plain = generate_sd3(tiny_sd3_pipeline(), **skipping)
+    assert not same(plain, generate_sd3(tiny_sd3_pipeline()))
+    computing = cache_dit.enable_cache(tiny_sd3_pipeline(), static_config(mask=[1] * STEPS))
+    assert same(generate_sd3(computing, **skipping), plain)
+    pipe = cache_dit.enable_cache(tiny_sd3_pipeline(), static_config())
+    first = generate_sd3(pipe, **skipping)
+    lines = cache_dit.summary(pipe, logging=False)[0].steps_line
+    assert lines == {"default": "FFCFCC", "default [2]": "-FCFCC"}
+    assert same(generate_sd3(pipe, **skipping), first)
+    cache_dit.disable_cache(pipe)
+    assert same(generate_sd3(pipe, **skipping), plain)
+
+
+def test_branches_with_prompts_of_different_lengths_are_both_cached() -> None:
+    pipe = tiny_qwen_pipeline()
+    plain = generate_qwen(pipe)
+    cache_dit.enable_cache(pipe, static_config())
+    first = generate_qwen(pipe)
+    assert cache_dit.summary(pipe, logging=False)[0].steps_line == {"cond": "FFCFCC", "uncond": "FFCFCC"}
+    assert same(generate_qwen(pipe), first)
+    cache_dit.disable_cache(pipe)
+    assert same(generate_qwen(pipe), plain)
 
 
 # -- several pipelines, any order

@@ -13,6 +13,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -166,7 +170,7 @@ def denoise(
     outputs = []
     with torch.set_grad_enabled(grad):
         for step in range(start, steps):
-            timestep = torch.tensor([1.0 - step / steps])
+            timestep = torch.tensor([1.0 - step / steps], device=inputs["hidden_states"].device)
             output = transformer(**inputs, timestep=timestep, return_dict=False)[0]
             inputs["hidden_states"] = inputs["hidden_states"] - output / steps
             outputs.append(output)
@@ -205,7 +209,7 @@ def same(first: Any, second: Any) -> bool:
     """Whether two tensors, or two lists of them, are equal bit for bit."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second))
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def cached_reference(transformer: Any, config: cache_dit.DBCacheConfig) -> list[torch.Tensor]:
@@ -265,3 +269,87 @@ def generate_video(pipe: Any, *, seed: int = 2, steps: int = STEPS, **options: A
         generator=generator,
         **{"guidance_scale": 3.0, **options},
     ).frames
+
+
+def tiny_sd3_pipeline() -> StableDiffusion3Pipeline:
+    """A Stable Diffusion 3 pipeline for embeddings and latents."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=5,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        out_channels=4,
+    )
+    text = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer.eval().requires_grad_(False),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_vae(),
+        **dict.fromkeys(text),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate_sd3(pipe: Any, *, seed: int = 2, **options: Any) -> torch.Tensor:
+    """Latents from one call of a Stable Diffusion 3 pipeline with guidance, both branches in one batch."""
+    negative = {f"negative_{name}": value for name, value in embeddings(seed=9).items()}
+    return pipe(
+        **embeddings(),
+        **negative,
+        height=8,
+        width=8,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    ).images
+
+
+def tiny_qwen_pipeline() -> QwenImagePipeline:
+    """A Qwen-Image pipeline for embeddings and latents."""
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(8, 4, 4),
+    )
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer.eval().requires_grad_(False),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate_qwen(pipe: Any, *, seed: int = 2, **options: Any) -> torch.Tensor:
+    """Latents from one call of a Qwen-Image pipeline with guidance."""
+    inputs = {
+        "prompt_embeds": embeddings()["prompt_embeds"],
+        "negative_prompt_embeds": embeddings(seed=9, tokens=6)["prompt_embeds"],
+        "prompt_embeds_mask": torch.ones(1, 4, dtype=torch.long),
+        "negative_prompt_embeds_mask": torch.ones(1, 6, dtype=torch.long),
+    }
+    return pipe(
+        **inputs,
+        height=64,
+        width=64,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    ).images

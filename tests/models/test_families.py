@@ -105,8 +105,7 @@ def test_with_the_cache_off_again_everything_is_as_before(name: str) -> None:
         assert isinstance(model, classes[0])
         run(model, loop(4))
         cache_dit.disable_cache(model)
-        assert [type(module) for module in model.modules()] == classes
-        assert all(type(module) is cls for module, cls in zip(model.modules(), classes))
+        assert all(type(module) is cls for module, cls in zip(model.modules(), classes, strict=True))
         assert list(model.state_dict()) == keys
         assert same(run(model, loop(4)), expected)
 

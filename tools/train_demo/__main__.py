@@ -3,6 +3,9 @@
 import argparse
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -12,9 +15,7 @@ from .captions import save_clip_tokenizer, save_t5_tokenizer
 from .data import Pictures, load_pictures
 from .evaluate import evaluate
 from .export import CallArguments, assemble, export
-from .model import Denoiser
 from .train_autoencoder import LATENTS_FILE, refine_decoder, store, train_autoencoder
-from .train_transformer import Settings, Trainer, load_training_set, train
 
 LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=100, help="of transformer training")
     parser.add_argument("--autoencoder-minutes", type=float, default=15)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--processes", type=int, help="that train the transformer (default: CPU cores, or 1 on a GPU)")
     parser.add_argument("--shift", type=float, default=1.0, help="of the scheduler's sigmas")
     parser.add_argument("--true-cfg-scale", type=float, default=1.0, help="recommended guidance; 1 means none")
     return parser.parse_args()
@@ -49,6 +51,18 @@ def prepare(pictures: Pictures, work: Path, *, minutes: float, device: torch.dev
     LOG.info("autoencoder: PSNR %.2f dB", psnr)
 
 
+def train_in_processes(data: Path, work: Path, options: argparse.Namespace) -> None:
+    """Trains the transformer: on a CPU with one process per core, on a GPU with one."""
+    processes = options.processes or (os.cpu_count() or 1 if options.device.type == "cpu" else 1)
+    if options.batch % processes:
+        raise SystemExit(f"--batch {options.batch} is no multiple of the {processes} processes; change either")
+    module = ["-m", "tools.train_demo.train_transformer", "--data", data, "--work", work]
+    sizes = ["--minutes", options.minutes, "--batch", options.batch, "--device", options.device]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
+    command = [str(word) for word in (*torchrun, *module, *sizes)]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+
+
 def main() -> None:
     """Runs every stage; stages that are done are kept."""
     options = parse()
@@ -62,13 +76,8 @@ def main() -> None:
     pictures = load_pictures(data)
     prepare(pictures, work, minutes=options.autoencoder_minutes, device=options.device)
 
-    training_set, vocabulary = load_training_set(pictures, work, options.device)
-    torch.manual_seed(0)
-    trainer = Trainer(Denoiser(vocabulary).to(options.device), Settings(options.minutes, options.batch), work)
-    trainer.resume()
-    train(trainer, training_set)
-
-    pipeline = assemble(Denoiser(vocabulary), trainer.average, work, shift=options.shift, dtype=torch.bfloat16)
+    train_in_processes(data, work, options)
+    pipeline = assemble(pictures, work, shift=options.shift, dtype=torch.bfloat16)
     size = export(pipeline, work, options.out, data / "NOTICE.md", CallArguments(true_cfg_scale=options.true_cfg_scale))
     LOG.info("%s: %.1f MB", options.out, size / 1e6)
     report = evaluate(options.out, pictures, device=options.device)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizerFast, T5TokenizerFast
 
 from .captions import T5_LENGTH
-from .data import SIZE, load_pictures
+from .data import SIZE, Pictures, load_pictures
 from .model import Denoiser
-from .train_transformer import load_training_set
+from .train_transformer import CHECKPOINT_FILE, load_training_set
 
 CONTRACT_FILE = "cache_dit_demo.json"
 SIZE_LIMIT = 30_000_000
@@ -34,11 +34,17 @@ class CallArguments:
     true_cfg_scale: float = 1.0
 
 
-def assemble(
-    denoiser: Denoiser, weights: Mapping[str, torch.Tensor], work: Path, *, shift: float, dtype: torch.dtype
-) -> FluxPipeline:
-    """The pipeline of `denoiser` with `weights` (the average of a checkpoint) and the other parts in `work`."""
-    denoiser.load_state_dict(dict(weights), strict=False)
+def assemble(pictures: Pictures, work: Path, *, shift: float, dtype: torch.dtype) -> FluxPipeline:
+    """The pipeline made of the parts in `work`: the checkpoint's averaged weights, autoencoder and tokenizers."""
+    _, vocabulary = load_training_set(pictures, work, torch.device("cpu"))
+    denoiser = Denoiser(vocabulary)
+    average = torch.load(work / CHECKPOINT_FILE, map_location="cpu")["average"]
+    parameters = dict(denoiser.named_parameters())
+    if average.keys() != parameters.keys():
+        raise ValueError(f"{work / CHECKPOINT_FILE} is of another architecture: retrain, or check out its own code")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(average[name])
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
         vae=AutoencoderKL.from_pretrained(work / "vae").to(dtype),
@@ -158,9 +164,8 @@ def main() -> None:
     parser.add_argument("--shift", type=float, default=1.0)
     parser.add_argument("--true-cfg-scale", type=float, default=1.0)
     arguments = parser.parse_args()
-    _, vocabulary = load_training_set(load_pictures(arguments.data), arguments.work, torch.device("cpu"))
-    average = torch.load(arguments.work / "transformer.pt", map_location="cpu")["average"]
-    pipeline = assemble(Denoiser(vocabulary), average, arguments.work, shift=arguments.shift, dtype=torch.bfloat16)
+    pictures = load_pictures(arguments.data)
+    pipeline = assemble(pictures, arguments.work, shift=arguments.shift, dtype=torch.bfloat16)
     call = CallArguments(true_cfg_scale=arguments.true_cfg_scale)
     size = export(pipeline, arguments.work, arguments.out, arguments.data / "NOTICE.md", call)
     print(f"{arguments.out}: {size / 1e6:.1f} MB")

@@ -1,4 +1,9 @@
-"""Trains the demo model's transformer and text encoders on the stored latents, for a given time."""
+"""Trains the demo model's transformer and text encoders on the stored latents, for a given time.
+
+On a CPU, start one process per core with torchrun. Each works on its share of a batch with operations of one thread and
+they exchange gradients once per step: on a machine that does other things too, this is several times as fast as threads
+that wait for each other in every operation.
+"""
 
 import argparse
 import logging
@@ -8,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import T5TokenizerFast
 
@@ -17,8 +23,10 @@ from .model import Denoiser, Vocabulary, image_positions, pack
 from .train_autoencoder import LATENTS_FILE
 
 LOG = logging.getLogger(__name__)
+CHECKPOINT_FILE = "transformer.pt"
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
+TIME_SHIFT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,8 @@ class TrainingSet:
         clean = self.clean[indices]
         dropped = torch.rand(len(indices), device=indices.device) < CAPTION_DROPOUT
         captions = indices.masked_fill(dropped, len(self.clean))
-        # Logit-normal times: most weight between the extremes (arXiv:2403.03206, section 3.1).
-        times = torch.randn(len(indices), device=indices.device).sigmoid()
+        # Logit-normal times (arXiv:2403.03206, section 3.1), shifted to the noise, where the caption decides the picture.
+        times = (torch.randn(len(indices), device=indices.device) + TIME_SHIFT).sigmoid()
         noise = torch.randn_like(clean)
         return clean, noise, times, self.clip_ids[captions], self.t5_ids[captions], self.image_ids
 
@@ -93,17 +101,21 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     pictures_seen: int = 0
+    last_update: float = 0.0
     optimizers: list[torch.optim.Optimizer] = field(init=False)
     average: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizers = build_optimizers(self.denoiser, self.settings)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
         self.average = {name: value.detach().clone() for name, value in self.denoiser.named_parameters()}
 
     @property
     def checkpoint(self) -> Path:
         """Where the checkpoint lies."""
-        return self.folder / "transformer.pt"
+        return self.folder / CHECKPOINT_FILE
 
     @property
     def done(self) -> float:
@@ -128,58 +140,87 @@ class Trainer:
             return
         state = torch.load(self.checkpoint, map_location=next(self.denoiser.parameters()).device)
         self.denoiser.load_state_dict(state["denoiser"])
-        self.average = state["average"]
+        self.average = {name: value.detach() for name, value in state["average"].items()}
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for name, value in state["progress"].items():
             setattr(self, name, value)
         LOG.info("resumed at step %d after %.1f minutes", self.step, self.seconds / 60)
 
-    def update(self, loss: torch.Tensor) -> None:
-        """One optimisation step: warm-up, then a linear fall to zero at the end of the planned time."""
+    def exchange(self, *values: float) -> list[float]:
+        """Replaces the gradients by their means over all processes; gives the means of `values`, too."""
+        parameters = list(self.denoiser.parameters())
+        gradients = [parameter.grad.flatten() for parameter in parameters]
+        flat = torch.cat([*gradients, gradients[0].new_tensor(values)])
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        sizes = [parameter.numel() for parameter in parameters]
+        *gradients, means = flat.split([*sizes, len(values)])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return means.tolist()
+
+    def update(self, inputs: tuple[torch.Tensor, ...]) -> float:
+        """One optimisation step; gives the loss. The learning rate warms up, then falls to zero in the planned time."""
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            loss = self.denoiser(*inputs)
         loss.backward()
+        now = time.monotonic()
+        mean_loss, seconds = self.exchange(loss.item(), now - self.last_update)
+        self.last_update = now
+        self.seconds += seconds
+        self.pictures_seen += self.settings.batch
+        self.step += 1
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
-        factor = min(1.0, (self.step + 1) / self.settings.warm_up_steps) * (1 - self.done)
-        for optimizer, lr in zip(self.optimizers, (self.settings.muon_lr, self.settings.adam_lr), strict=True):
+        factor = min(1.0, self.step / self.settings.warm_up_steps) * (1 - self.done)
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+                group["lr"] = group["initial_lr"] * factor
             optimizer.step()
             optimizer.zero_grad()
-        self.step += 1
         decay = min(EMA_DECAY, self.step / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), [*self.denoiser.parameters()], 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.denoiser.parameters()), 1 - decay)
+        return mean_loss
+
+
+def prepare_blocks(denoiser: Denoiser, device: torch.device) -> None:
+    """Compiles the transformer's blocks, one graph for all of a kind."""
+    # PyTorch's fused attention is slow backwards on CPU; the plain one, compiled with the rest of a block, is not.
+    denoiser.transformer.set_attention_backend("_native_math" if device.type == "cpu" else "native")
+    denoiser.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
 
 def train(trainer: Trainer, training_set: TrainingSet) -> None:
     """Trains until the planned time is spent, with checkpoints on the way and one at the end."""
-    device = training_set.clean.device
-    # PyTorch's fused attention is slow backwards on CPU; the plain one, compiled with the rest of a block, is not.
-    trainer.denoiser.transformer.set_attention_backend("_native_math" if device.type == "cpu" else "native")
-    trainer.denoiser.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
-    batch, count = trainer.settings.batch, len(training_set.clean)
-    torch.manual_seed(trainer.step)
-    order, position, losses, last_save = torch.randperm(count, device=device), 0, [], time.monotonic()
+    settings, device, count = trainer.settings, training_set.clean.device, len(training_set.clean)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    prepare_blocks(trainer.denoiser, device)
+    shuffle = torch.Generator().manual_seed(trainer.step)
+    torch.manual_seed(processes * trainer.step + rank)
+    share, losses, last_save = settings.batch // processes, [], time.monotonic()
+    trainer.last_update = time.monotonic()
     while trainer.done < 1:
-        began = time.monotonic()
-        if position + batch > count:
-            order, position = torch.randperm(count, device=device), 0
-        inputs = training_set.draw(order[position : position + batch])
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = trainer.denoiser(*inputs)
-        trainer.update(loss)
-        losses.append(loss.detach())
-        position += batch
-        trainer.pictures_seen += batch
-        trainer.seconds += time.monotonic() - began
-        if trainer.step % 50 == 0:
-            rate = trainer.pictures_seen / trainer.seconds
-            mean = torch.stack(losses).mean().item()
-            losses.clear()
-            LOG.info("step %d, %.1f%%, loss %.4f, %.0f pictures/s", trainer.step, 100 * trainer.done, mean, rate)
-        if time.monotonic() - last_save > 60 * trainer.settings.save_minutes:
-            trainer.save()
-            last_save = time.monotonic()
-    trainer.save()
+        for indices in torch.randperm(count, generator=shuffle).split(settings.batch)[:-1]:
+            losses.append(trainer.update(training_set.draw(indices[rank * share : (rank + 1) * share].to(device))))
+            if trainer.step % 50 == 0 and rank == 0:
+                log_progress(trainer, losses)
+            if time.monotonic() - last_save > 60 * settings.save_minutes and rank == 0:
+                trainer.save()
+                last_save = time.monotonic()
+            if trainer.done == 1:
+                break
+    if rank == 0:
+        trainer.save()
+
+
+def log_progress(trainer: Trainer, losses: list[float]) -> None:
+    """One line on how far the training is; empties `losses`."""
+    rate = trainer.pictures_seen / trainer.seconds
+    mean = sum(losses) / len(losses)
+    losses.clear()
+    LOG.info("step %d, %.1f%%, loss %.4f, %.0f pictures/s", trainer.step, 100 * trainer.done, mean, rate)
 
 
 def main() -> None:
@@ -195,7 +236,9 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     training_set, vocabulary = load_training_set(load_pictures(options.data), options.work, options.device)
-    settings = Settings(options.minutes, options.batch, options.muon_lr, options.adam_lr)
+    settings = Settings(options.minutes, batch=options.batch, muon_lr=options.muon_lr, adam_lr=options.adam_lr)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
     torch.manual_seed(0)
     trainer = Trainer(Denoiser(vocabulary).to(options.device), settings, options.work)
     trainer.resume()

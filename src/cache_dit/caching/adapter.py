@@ -242,7 +242,10 @@ class BlockAdapter:
         block: torch.nn.Module, forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
     ) -> bool:
         """Whether a block's ``forward`` has the arguments of a pattern (and as many outputs, if that is asked)."""
-        forward = inspect.signature(type(block).forward)
+        function = getattr(type(block), "forward", None)  # a scripted module's class has none
+        if function is None:
+            return False
+        forward = inspect.signature(function)
         if not all(name in forward.parameters for name in forward_pattern.In):
             return False
         returned = str(forward.return_annotation).count("Tensor")
@@ -288,6 +291,8 @@ class BlockAdapter:
         if adapter.transformer is None or adapter.blocks is None or adapter.forward_pattern is None:
             missing = [n for n in ("transformer", "blocks", "forward_pattern") if getattr(adapter, n) is None]
             raise ConfigError(f"BlockAdapter lacks {', '.join(missing)}: pass it, or auto=True to find the blocks")
+        if adapter.blocks_name is None:
+            adapter.blocks_name = _names_by_identity(adapter)
         transformers = as_list(adapter.transformer)
         blocks = _per_transformer(_listed_blocks(adapter.blocks), len(transformers), "blocks")
         adapter.transformer, adapter.blocks = transformers, blocks
@@ -302,10 +307,14 @@ class BlockAdapter:
             ]
         return adapter
 
-    def targets(self) -> list[Target]:
-        """The transformers and chains that this adapter describes."""
+    def targets(self, params_modifiers: Any = None) -> list[Target]:
+        """The transformers and chains that this adapter describes.
+
+        Args:
+            params_modifiers: those to go by where the adapter has none of its own.
+        """
         BlockAdapter.normalize(self)
-        modifiers = iter(self._modifiers())
+        modifiers = iter(self._modifiers(params_modifiers if self.params_modifiers is None else self.params_modifiers))
         streams = iter(self._streams())
         targets = []
         for transformer, lists, names, patterns in zip(
@@ -328,8 +337,13 @@ class BlockAdapter:
             for module in found if isinstance(found, torch.nn.ModuleList) else [found]:
                 yield module, argument
 
-    def _modifiers(self) -> list[ParamsModifier | None]:
-        given = [] if self.params_modifiers is None else self.flatten(self.params_modifiers)
+    def _modifiers(self, modifiers: Any) -> list[ParamsModifier | None]:
+        given = [] if modifiers is None else self.flatten(modifiers)
+        for modifier in given:
+            if not isinstance(modifier, ParamsModifier | None):
+                raise ConfigError(
+                    f"a {type(modifier).__name__} is no modifier: pass ParamsModifier(cache_config=…) or a list of them"
+                )
         chains = len(self.blocks) if self.merge else sum(map(len, self.blocks))
         if len(given) > chains:
             raise ConfigError(f"{len(given)} params_modifiers for {chains} block lists: pass at most one for each")

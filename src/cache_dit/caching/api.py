@@ -64,17 +64,11 @@ def enable_cache(
         raise ConfigError("parallelism_config is not supported in this version: pass None")
     options, flat_calibrator = flat_options(kwargs, where="enable_cache")
     cache_config = DBCacheConfig() if cache_config is None else cache_config
-    if not isinstance(cache_config, BasicCacheConfig):
-        raise ConfigError(f"cache_config is a {type(cache_config).__name__}: pass a DBCacheConfig")
+    calibrator_config = flat_calibrator or calibrator_config
+    _check_types(cache_config, calibrator_config)
     if options:
         cache_config = overlay(cache_config, options)
-    calibrator_config = flat_calibrator or calibrator_config
-    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
-        raise ConfigError(f"calibrator_config is a {type(calibrator_config).__name__}: pass a CalibratorConfig")
     adapter = _described(pipe_or_adapter)
-    if params_modifiers is not None:
-        given_adapter = isinstance(pipe_or_adapter, BlockAdapter) and adapter.params_modifiers is not None
-        adapter.params_modifiers = adapter.params_modifiers if given_adapter else params_modifiers
     if cache_config.cache_type is CacheType.NONE:
         disable_cache(pipe_or_adapter)
         return pipe_or_adapter
@@ -82,8 +76,15 @@ def enable_cache(
         raise ConfigError(
             f"cache_type={cache_config.cache_type} is not supported in this version: pass a DBCacheConfig"
         )
-    _enable(adapter, cache_config, calibrator_config)
+    _enable(adapter, cache_config, calibrator_config, params_modifiers)
     return pipe_or_adapter
+
+
+def _check_types(cache_config: Any, calibrator_config: Any) -> None:
+    if cache_config is not None and not isinstance(cache_config, BasicCacheConfig):
+        raise ConfigError(f"cache_config is a {type(cache_config).__name__}: pass a DBCacheConfig")
+    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
+        raise ConfigError(f"calibrator_config is a {type(calibrator_config).__name__}: pass a CalibratorConfig")
 
 
 def _described(pipe_or_adapter: Any) -> BlockAdapter:
@@ -110,9 +111,14 @@ def _is_pipeline(value: Any) -> bool:
     return isinstance(value, DiffusionPipeline)
 
 
-def _enable(adapter: BlockAdapter, cache_config: BasicCacheConfig, calibrator_config: CalibratorConfig | None) -> None:
+def _enable(
+    adapter: BlockAdapter,
+    cache_config: BasicCacheConfig,
+    calibrator_config: CalibratorConfig | None,
+    params_modifiers: Any = None,
+) -> None:
     """Check everything, then replace what was on before."""
-    targets = adapter.targets()
+    targets = adapter.targets(params_modifiers)
     states = []
     for target in targets:
         _refuse_second_cache(target.transformer)
@@ -125,12 +131,10 @@ def _enable(adapter: BlockAdapter, cache_config: BasicCacheConfig, calibrator_co
                 rules=adapter.rules,
             )
         )
-    for target, state in zip(targets, states, strict=True):
-        detach_transformer(target.transformer)
-        attach_transformer(target.transformer, state)
+    replace_states([(target.transformer, state) for target, state in zip(targets, states, strict=True)])
     # a pipeline that is not called (but has a method of another name, say) has no requests of its own
     if not isinstance(adapter.pipe, FakeDiffusionPipeline) and callable(adapter.pipe):
-        _enable_pipeline(adapter, targets, cache_config, calibrator_config)
+        _enable_pipeline(adapter, targets, cache_config, calibrator_config, params_modifiers)
 
 
 def _enable_pipeline(
@@ -138,6 +142,7 @@ def _enable_pipeline(
     targets: list[Target],
     cache_config: BasicCacheConfig,
     calibrator_config: CalibratorConfig | None,
+    params_modifiers: Any,
 ) -> None:
     """Let each call of an adapter's pipeline be a request."""
 
@@ -148,8 +153,7 @@ def _enable_pipeline(
         if found is None:
             logger.warning("cache_dit: there is no record of %s: it runs without a cache", type(module).__name__)
             return
-        found.params_modifiers = adapter.params_modifiers
-        _enable(found, cache_config, calibrator_config)
+        _enable(found, cache_config, calibrator_config, adapter.params_modifiers or params_modifiers)
 
     held = {
         name: target.transformer
@@ -175,6 +179,26 @@ def _refuse_second_cache(transformer: Any) -> None:
             f"{type(transformer).__name__} has a cache of diffusers on already, and two would skip twice: "
             f"call transformer.disable_cache() first"
         )
+
+
+def replace_states(pairs: list[tuple[Any, TransformerState]]) -> None:
+    """Put states on transformers, in place of those that are on; on failure these stay on, all of them."""
+    before = [(transformer, state_of(transformer)) for transformer, _ in pairs]
+    try:
+        for transformer, state in pairs:
+            if isinstance(previous := state_of(transformer), TransformerState):
+                _take_all_off(transformer, previous)
+            attach_transformer(transformer, state)
+    except UnsupportedModelError:
+        for transformer, previous in before:
+            if isinstance(current := state_of(transformer), TransformerState) and current is not previous:
+                _take_all_off(transformer, current)
+            if isinstance(previous, TransformerState):
+                attach_transformer(transformer, previous)
+        raise
+    for _, previous in before:
+        if isinstance(previous, TransformerState):
+            previous.close_all()
 
 
 def attach_transformer(transformer: Any, state: TransformerState) -> None:
@@ -275,11 +299,10 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
     for name in force_refresh_kwargs:
         if name not in known:
             raise unknown_key(name, [*known, "cache_config", "calibrator_config", "verbose"], where="refresh_context")
+    _check_types(cache_config, calibrator)
     sparse = {} if cache_config is None else cache_config.given()
     renewed = rebuild_state(state, {**sparse, **force_refresh_kwargs}, calibrator)
-    state.close_all()
-    detach_transformer(transformer)
-    attach_transformer(transformer, renewed)
+    replace_states([(transformer, renewed)])
     if verbose:
         for chain, options in renewed.chains:
             logger.info("cache_dit: %s: %s", chain.name, options)

@@ -55,14 +55,17 @@ def rebuild_state(
     if state.target is None:
         raise ConfigError("this transformer's cache was not built from a description")
     sparse = type(state.config)().reset(**changes) if changes else None
-    first = state.chains[0][1]
     specs = []
     for spec, (_, options) in zip(state.target.chains, state.chains, strict=True):
         cache = overlay(options.cache, {} if sparse is None else sparse.given())
         calibrator = effective(options.cache, options.calibrator, ParamsModifier(None, calibrator_config))[1]
         specs.append(replace(spec, modifier=ParamsModifier(cache, calibrator)))
     target = replace(state.target, chains=tuple(specs))
-    return build_state(target, first.cache, first.calibrator, separate_cfg=state.separate_cfg, rules=state.rules)
+    # Each chain's options are complete: none may come from another chain.
+    base = type(state.config)()
+    if sparse is not None and sparse.enable_separate_cfg is not None:
+        base.enable_separate_cfg = sparse.enable_separate_cfg
+    return build_state(target, base, None, separate_cfg=state.separate_cfg, rules=state.rules)
 
 
 def build_chain(spec: ChainSpec, options: ChainOptions, owner: str) -> Chain:

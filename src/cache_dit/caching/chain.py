@@ -231,7 +231,7 @@ def _run_middle(
         run.begun = True
         if run.measure and run.decide is not None:
             run.decide(run)
-        hidden = _enter_middle(role, run, hidden, encoder)
+        _enter_middle(role, run, hidden, encoder)
     if run.skip:
         return _pass_through(role, run, hidden, encoder)
     output = call(*args, **kwargs)
@@ -244,8 +244,8 @@ def _run_middle(
     return output
 
 
-def _enter_middle(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder: Any) -> torch.Tensor:
-    """The first M block: the last moment at which a skip can become a compute. Gives the H to go on with."""
+def _enter_middle(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder: Any) -> None:
+    """The first M block: the last moment at which a skip can become a compute."""
     run.first_role = role
     if run.skip:
         joined = run.last_role is not None and run.last_role.list_index != role.list_index
@@ -253,12 +253,11 @@ def _enter_middle(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder:
         if _fits(run, anchor_hidden, anchor_encoder):
             run.out_hidden = _predict(run, anchor_hidden, run.predicted_hidden)
             run.out_encoder = _predict(run, anchor_encoder, run.predicted_encoder)
-            return hidden.clone() if run.hands_copy else hidden
+            return
         run.skip = False
         run.misfit = True
     run.anchor_hidden = _anchor(run, hidden)
     run.anchor_encoder = _anchor(run, encoder)
-    return hidden
 
 
 def _pass_through(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder: Any) -> Any:
@@ -267,8 +266,14 @@ def _pass_through(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder:
         run.filled = True
         return role.io.build(run.out_hidden, run.out_encoder, role.form)
     if encoder is None and not role.io.reads_encoder:
-        encoder = run.out_encoder
+        encoder = _copied(run.out_encoder)
+    if run.hands_copy and run.first_role is role:  # these may be the caller's own, and the loop may write into them
+        hidden, encoder = _copied(hidden), _copied(encoder)
     return role.io.build(hidden, encoder, role.form)
+
+
+def _copied(stream: Any) -> Any:
+    return stream.clone() if isinstance(stream, torch.Tensor) else stream
 
 
 def _anchor(run: ChainRun, stream: Any) -> Any:
@@ -312,6 +317,8 @@ def take_snapshot(run: ChainRun) -> None:
         hidden, encoder = _joined(run.first_role, hidden, encoder)
     run.snapshot_hidden = _difference(run, run.out_hidden, hidden)
     run.snapshot_encoder = _difference(run, run.out_encoder, encoder)
+    if run.snapshot_encoder is None and isinstance(run.out_encoder, torch.Tensor):
+        run.snapshot_hidden = None  # without a prediction of E there is none at all
     run.anchor_hidden = run.anchor_encoder = run.out_hidden = run.out_encoder = None
 
 

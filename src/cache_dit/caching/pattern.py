@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 import torch
 
-from cache_dit.errors import PatternMismatchError
+from cache_dit.errors import PatternMismatchError, UnsupportedModelError
 
 HIDDEN = "hidden_states"
 ENCODER = "encoder_hidden_states"
@@ -75,6 +75,7 @@ class BlockIO:
 
     Raises:
         PatternMismatchError: if ``strict`` and ``forward`` has no argument of that name.
+        UnsupportedModelError: if the class has no ``forward``.
     """
 
     def __init__(
@@ -86,7 +87,13 @@ class BlockIO:
         encoder: str = ENCODER,
         strict: bool = False,
     ) -> None:
-        names = [name for name in inspect.signature(block_class.forward).parameters if name != "self"]  # type: ignore[attr-defined]
+        forward = getattr(block_class, "forward", None)  # a scripted module's class has none
+        if forward is None:
+            raise UnsupportedModelError(
+                f"{block_class.__module__}.{block_class.__qualname__} cannot be intercepted (its class has no "
+                f"forward): pass the module itself, not a scripted or frozen form of it"
+            )
+        names = [name for name in inspect.signature(forward).parameters if name != "self"]
         self.block_name = block_class.__name__
         self.pattern = pattern
         self.reads_encoder = not pattern.Forward_H_only
@@ -106,8 +113,18 @@ class BlockIO:
         self.encoder_at = names.index(encoder) if encoder in names else 1
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """(H, E) of a call; E is None where the pattern has none or the caller passed none."""
+        """(H, E) of a call; E is None where the pattern has none or the caller passed none.
+
+        Raises:
+            PatternMismatchError: if there is no H in the call.
+        """
         hidden = self._argument(args, kwargs, self.hidden, self.hidden_at)
+        if hidden is None:
+            raise PatternMismatchError(
+                f"{self.block_name} was called with {len(args)} arguments by position and ({', '.join(kwargs)}) by "
+                f"name; {self.pattern.name} expects {self.hidden!r} by name or at place {self.hidden_at}. "
+                f"Name the block's arguments with stream_names=(hidden, encoder)."
+            )
         encoder = self._argument(args, kwargs, self.encoder, self.encoder_at) if self.reads_encoder else None
         return hidden, encoder
 

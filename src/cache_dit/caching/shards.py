@@ -39,7 +39,8 @@ def relative_l1(previous: Any, current: Any, group: Any = None) -> float | None:
     """mean|previous − current| / mean|previous| in float32 or better, by one host read.
 
     Args:
-        previous, current: tensors of any floating dtype. Of different shape or device, or missing, they cannot be compared.
+        previous, current: tensors of any floating dtype. Of different shape or device, or missing, they cannot be
+            compared.
         group: over whose ranks the means are taken, by one reduction of three numbers; None: this process alone.
 
     Returns:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cache_dit.caching.policy import StepRecord, why_no_hit
 from cache_dit.caching.session import ChainOptions, Lane, Session
+from cache_dit.config.cache import CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 
 _QUANTILES = (0, 25, 50, 75, 95)
@@ -160,7 +161,7 @@ def quantile(ordered: list[float], share: float) -> float:
 def strify_options(options: dict[str, Any]) -> str:
     """The tag of a ``cache_config`` and ``calibrator_config``: what was asked for."""
     config = options.get("cache_config")
-    if config is None:
+    if config is None or config.cache_type is CacheType.NONE:
         return "NONE"
     calibrator: CalibratorConfig | None = options.get("calibrator_config")
     tag = "T0O0" if calibrator is None or not calibrator.enable_calibrator else calibrator.strify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import inspect
 import logging
@@ -53,12 +54,6 @@ class Forward:
         return self.session, self.branch, self.step
 
 
-class _Branch(threading.local):
-    """The name that ``cache_context`` gave to the calls of this thread."""
-
-    name: Hashable = None
-
-
 class TransformerState:
     """Everything that a cached transformer's cache consists of. It lives in the instance, nothing lives elsewhere.
 
@@ -87,7 +82,8 @@ class TransformerState:
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self.latest: Session | None = None
         self.direction = 0
-        self.branch = _Branch()
+        #: The name that ``cache_context`` gave to the calls of this thread or task.
+        self.branch: contextvars.ContextVar[Hashable] = contextvars.ContextVar("cache_dit_branch", default=None)
         self.named = False
         self._lock = threading.Lock()
         parameters = inspect.signature(type(module).forward).parameters
@@ -262,7 +258,7 @@ class TransformerState:
     def _branch_of(self, session: Session, given: Mapping[str, Any], timestep: float | None) -> Hashable:
         """What tells this call from the others of its step."""
         variant = tuple(repr(given[name]) for name in self.rules.branch_arguments if given.get(name) is not None)
-        name = self.branch.name
+        name = self.branch.get()
         if name is None and self.separate_cfg and not self.named and not variant:
             name = session.clock.parity_branch(timestep, cfg_first=bool(self.config.cfg_compute_first))
         name = "default" if name is None else name
@@ -286,11 +282,11 @@ class TransformerState:
     @contextlib.contextmanager
     def branch_named(self, name: Hashable) -> Iterator[None]:
         """Calls inside belong to the branch ``name``."""
-        previous, self.branch.name, self.named = self.branch.name, name, True
+        token, self.named = self.branch.set(name), True
         try:
             yield
         finally:
-            self.branch.name = previous
+            self.branch.reset(token)
 
     def _note_gradients(self, session: Session) -> None:
         if session.note is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 #: How many times a difference is amplified where it is shown.
-AMPLIFICATION = 4
+AMPLIFICATION = 8
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 

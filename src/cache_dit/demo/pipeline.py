@@ -21,7 +21,7 @@ from cache_dit.errors import ConfigError, MissingModelError
 MODEL_FOLDER = Path(__file__).parent / "model"
 
 _RECOMMENDED = "cache_dit_demo.json"
-_SIZE = 64
+_SIZE = {"height": 64, "width": 64}
 
 
 class DemoPipeline(FluxPipeline):  # type: ignore[misc]
@@ -34,8 +34,6 @@ class DemoPipeline(FluxPipeline):  # type: ignore[misc]
         self,
         prompt: str | list[str] | None = None,
         *,
-        height: int = _SIZE,
-        width: int = _SIZE,
         num_inference_steps: int = 28,
         **kwargs: Any,
     ) -> Any:
@@ -43,7 +41,6 @@ class DemoPipeline(FluxPipeline):  # type: ignore[misc]
 
         Args:
             prompt: what to draw, in the words of the captions that the model was trained on.
-            height, width: size in pixels; the model was trained at 64.
             num_inference_steps: denoising steps.
             **kwargs: further arguments of ``FluxPipeline.__call__``; those in ``call_defaults`` default
                 to what stands there.
@@ -51,8 +48,11 @@ class DemoPipeline(FluxPipeline):  # type: ignore[misc]
         Returns:
             What ``FluxPipeline`` returns: ``images`` holds the pictures.
         """
-        size = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
-        return super().__call__(prompt, **{**self.call_defaults, **size, **kwargs})
+        arguments = {**_SIZE, **self.call_defaults, "num_inference_steps": num_inference_steps, **kwargs}
+        negative = arguments.get("negative_prompt")
+        if isinstance(prompt, list) and isinstance(negative, str):
+            arguments["negative_prompt"] = [negative] * len(prompt)  # FluxPipeline does not do this itself
+        return super().__call__(prompt, **arguments)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the models as a plain ``FluxPipeline``, so that diffusers alone can load them."""
@@ -101,7 +101,7 @@ def _call_defaults(path: Path) -> dict[str, Any]:
     """The arguments that a model's folder recommends; none where it has no such file."""
     if not path.is_file():
         return {}
-    recommended: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["call"]
+    recommended: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     known = inspect.signature(FluxPipeline.__call__).parameters
     for name in recommended:
         if name not in known:

@@ -11,8 +11,8 @@ from cache_dit.demo.compare import Comparison, Drawing
 from cache_dit.demo.figures import column_figures, decibels
 from cache_dit.demo.page import to_image
 
-_PAPER, _INK, _SOFT = "#ffffff", "#1d1c1a", "#65625c"
-_CELLS = {"F": ("#2a6f97", 14), "C": ("#e3a72f", 6), "-": ("#e2dfd8", 2)}  # colour and height
+_PAPER, _INK, _SOFT, _LINE_COLOUR = "#ffffff", "#1d1c1a", "#65625c", "#e2dfd8"
+_CELLS = {"F": ("#2a6f97", 14), "C": ("#e3a72f", 6), "-": (_LINE_COLOUR, 2)}  # colour and height
 _PICTURE, _GAP, _MARGIN, _LABEL = 192, 18, 24, 130
 _HEAD, _LINE = 62, 20
 
@@ -54,6 +54,7 @@ def _cell(
     left, top = place
     picture = to_image(drawing.pixels).resize((_PICTURE, _PICTURE), Image.Resampling.NEAREST)
     sheet.paste(picture, place)
+    draw.rectangle((left, top, left + _PICTURE - 1, top + _PICTURE - 1), outline=_LINE_COLOUR)
     top += _PICTURE + 6
     blocks = f"{drawing.stats.executed_blocks} of {drawing.stats.possible_blocks} blocks"
     text = blocks if first else f"{_times(drawing.speedup)}   {decibels(drawing.psnr)}"

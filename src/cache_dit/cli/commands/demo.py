@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw, measure, and write the files."""
     out = _made_folder(arguments.out)
-    _silence()
+    with _quiet_libraries():
+        return _run(arguments, out)
+
+
+def _run(arguments: argparse.Namespace, out: Path) -> int:
     import torch
     from rich.console import Console
 
@@ -142,16 +149,21 @@ def _model(name: str) -> Path:
     return Path(name)
 
 
-def _silence() -> None:
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
     """Leave out what libraries note about parts that the demo does not use, and what our table tells anyway."""
-    import logging
+    names = ("diffusers", "transformers", "cache_dit.caching")
+    before = {name: logging.getLogger(name).level for name in names}
+    from diffusers.utils import logging as _diffusers  # noqa: F401 - sets its own level once, when it is imported
+    from transformers.utils import logging as _transformers  # noqa: F401
 
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-    logging.getLogger("cache_dit.caching").setLevel(logging.ERROR)
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 COMMAND = Command("demo", "Draw pictures without and with the cache, and compare them.", add_arguments, run)

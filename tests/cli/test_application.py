@@ -9,8 +9,8 @@ import pytest
 
 import cache_dit
 from cache_dit.cli import main
+from cache_dit.cli.application import all_commands
 from cache_dit.cli.arguments import Command
-from cache_dit.cli.main import all_commands
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(
 
 
 def test_a_failure_gets_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr("cache_dit.cli.main.all_commands", lambda: [_command(cache_dit.MissingModelError("no\nmodel"))])
+    monkeypatch.setattr(
+        "cache_dit.cli.application.all_commands", lambda: [_command(cache_dit.MissingModelError("no\nmodel"))]
+    )
     assert main(["fail"]) == 1
     assert capsys.readouterr().err == "cache-dit fail: error: no model\n"
 
@@ -65,13 +67,13 @@ def test_a_failure_gets_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch, c
 def test_an_interruption_gets_one_line_and_the_shells_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("cache_dit.cli.main.all_commands", lambda: [_command(KeyboardInterrupt())])
+    monkeypatch.setattr("cache_dit.cli.application.all_commands", lambda: [_command(KeyboardInterrupt())])
     assert main(["fail"]) == 130
     assert capsys.readouterr().err == "cache-dit fail: interrupted\n"
 
 
 def test_a_programming_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cache_dit.cli.main.all_commands", lambda: [_command(ValueError("a bug"))])
+    monkeypatch.setattr("cache_dit.cli.application.all_commands", lambda: [_command(ValueError("a bug"))])
     with pytest.raises(ValueError, match="a bug"):
         main(["fail"])
 
