@@ -24,6 +24,7 @@ from rich.table import Table
 
 import cache_dit
 from bench.common import (
+    CLOCKS,
     QUICK,
     Size,
     flat,
@@ -76,7 +77,7 @@ def nothing_cached(model: Any, size: Size) -> list[Finding]:
     never = cached(model, size, Fn_compute_blocks=1, residual_diff_threshold=0.0)
     measuring = cached(model, size, Fn_compute_blocks=1, residual_diff_threshold=1e-9, order=1)
     models = {"bare": model, "control": twin(model), "never": never, "measuring": measuring}
-    times = interleaved(models, make_inputs(size), size.runs, "nothing cached")
+    times = interleaved(models, make_inputs(size), size.runs, "nothing cached", size.clock)
     findings = []
     titles = {
         "never": "wrapped ÷ bare, threshold 0",
@@ -116,7 +117,7 @@ def half_cached(model: Any, size: Size) -> list[Finding]:
             steps_computation_policy="static",
         )
         models = {"bare": model, "cached": wrapped, "rest": without_blocks(model, keep=front)}
-        times = interleaved(models, make_inputs(size), size.runs, f"half of the steps skipped, Fn={front}")
+        times = interleaved(models, make_inputs(size), size.runs, f"half of the steps skipped, Fn={front}", size.clock)
         findings += _speedups(front, times, wrapped, half_mask(size))
     return findings
 
@@ -252,7 +253,7 @@ def python_time(size: Size) -> list[Finding]:
             for step in range(size.calls)
         ]
         models = {"bare": bare, "computed": computed, "skipped": skipped}
-        times = interleaved(models, inputs, 3, f"Python, {blocks} blocks")
+        times = interleaved(models, inputs, 3, f"Python, {blocks} blocks", size.clock)
         base = statistics.median(flat(times["bare"]))
         for name in ("computed", "skipped"):
             found[name, blocks] = 1e6 * (statistics.median(flat(times[name])) - base)
@@ -313,19 +314,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help=f"where to save (default {RESULTS.name} in bench/results)"
     )
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default=Size.clock, help="what to measure (default %(default)s time)"
+    )
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     logging.getLogger("cache_dit").setLevel(logging.ERROR)  # that nothing was skipped is the point here
     size = QUICK if given.quick else Size()
-    if given.runs is not None:
-        size = dataclasses.replace(size, runs=given.runs)
+    size = dataclasses.replace(size, clock=given.clock, runs=given.runs or size.runs)
     machine = describe_machine()
     findings = measure(size)
     console = Console()
     console.print(str(machine), highlight=False)
     tokens = f"{size.image_tokens} image and {size.text_tokens} text tokens"
     model = f"FLUX, hidden {size.hidden}, {size.double} + {size.single} blocks, {tokens}"
-    title = f"{model}; {size.runs} runs of {size.steps} steps"
+    title = f"{model}; {size.runs} runs of {size.steps} steps, {size.clock} time"
     console.print(table(findings, title))
     path = given.json or (None if given.quick else RESULTS)
     if path is not None:

@@ -22,6 +22,7 @@ from cache_dit import (
     UnsupportedModelError,
 )
 from cache_dit.caching.attach import state_of
+from cache_dit.caching.pattern import CallRules
 from tests.caching.toys import (
     FORMS,
     TEXT,
@@ -328,12 +329,12 @@ def test_a_last_middle_block_that_is_not_called_on_a_skipped_step(
     outputs = frozen_run(model, inputs, 2)
     model.left_out = (4,)
     outputs += frozen_run(model, inputs, 2)
+    assert state_of(model).latest.nbytes == 0
     model.left_out = ()
     outputs += frozen_run(model, inputs, 2)
     assert close(outputs[:2] + outputs[4:], whole)
     assert close(outputs[2:4], reduced)
     assert line(model) == "FCFFFF"  # its prediction is not to be trusted any more
-    assert state_of(model).latest.nbytes == 0
     again = frozen_run(model, inputs, 2)
     assert close(again, whole)
     assert line(model) == "FC"  # in the next request it may be
@@ -403,6 +404,42 @@ def test_blocks_that_are_called_by_their_forward_are_reported(caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         cache_dit.disable_cache(model)
     assert "never called its blocks" in caplog.text
+
+
+# -- calls that are none, or must compute
+
+
+def test_calls_that_must_compute_are_steps_and_compute() -> None:
+    model = Toy("0")
+    rules = CallRules(computes=lambda call: call["timestep"] is not None and float(call["timestep"]) == 0.5)
+    cache_dit.enable_cache(model.adapter(rules=rules), static("FCCC"))
+    denoise(model, loop(4))
+    assert line(model) == "FCFC"
+
+
+def test_calls_that_are_no_steps_run_plain() -> None:
+    model = Toy("0")
+    inputs = stream_inputs()
+    expected = model(*inputs)
+    rules = CallRules(bypasses=lambda call: call.get("timestep") is None)
+    cache_dit.enable_cache(model.adapter(rules=rules), static("FCFC"))
+    for timestep in loop(4):
+        denoise(model, [timestep])
+        with counted(model.blocks) as fired:
+            assert same(frozen_run(model, inputs, 1), [expected])
+        assert fired.total() == 5
+    assert line(model) == "FCFC"
+
+
+def test_calls_that_differ_in_an_argument_that_chooses_blocks_are_branches_of_their_own() -> None:
+    model = Toy("0")
+    cache_dit.enable_cache(model.adapter(rules=CallRules(branch_arguments=("timestep",))), static("FCFC"))
+    inputs = stream_inputs()
+    with torch.no_grad():
+        for _ in range(2):
+            for timestep in (None, [1], [1, 2]):
+                model(*inputs, timestep if timestep is None else torch.tensor(float(len(timestep))))
+    assert lines(model) == {"default": "FC", "default tensor(1.)": "FC", "default tensor(2.)": "FC"}
 
 
 # -- results that fit no pattern
@@ -711,9 +748,11 @@ def test_gradients_in_a_nested_argument_are_seen() -> None:
     model = Nested("0")
     deep = torch.zeros(1, requires_grad=True)
     cache_dit.enable_cache(model.adapter(), static("FCCC"))
-    for _ in range(3):
-        model([stream_inputs()[0]], {"a": [deep]}).sum().backward()
+    with counted(model.blocks) as fired:
+        for _ in range(3):
+            model([stream_inputs()[0]], {"a": [deep]}).sum().backward()
     assert deep.grad is not None
+    assert fired == dict.fromkeys(range(5), 3)
 
 
 def test_with_grad_mode_on_but_nothing_to_differentiate_it_caches() -> None:
@@ -759,3 +798,28 @@ def test_hooks_on_skipped_blocks_do_not_fire_and_those_on_the_model_do() -> None
     frozen_run(model, inputs, 4)
     assert next(steps) == 4
     assert pre == [0, 1, 2, 3, 4, 0, 0, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("act", ["off", "on again", "refreshed"])
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_cache_that_changes_in_mid_forward(act: str, place: int, step: int) -> None:
+    model = Toy("0")
+    inputs = stream_inputs()
+    expected = model(*inputs)
+    cache_dit.enable_cache(model.adapter(), static("FFCFC"))
+
+    def change(module: Any, args: Any) -> None:
+        hook.remove()
+        if act == "off":
+            cache_dit.disable_cache(model)
+        elif act == "on again":
+            cache_dit.enable_cache(model.adapter(), static("FCFC", Bn_compute_blocks=1))
+        else:
+            cache_dit.refresh_context(model)
+
+    frozen_run(model, inputs, step)
+    hook = model.blocks[place].register_forward_pre_hook(change)
+    outputs = frozen_run(model, inputs, 5)
+    assert close(outputs, expected)
+    assert state_of(model) is None or all(chain.current.run is None for chain, _ in state_of(model).chains)

@@ -53,7 +53,7 @@ def inputs(step: int) -> dict[str, torch.Tensor]:
 
 
 def static(front: int) -> Enabled:
-    """A static plan: half of the steps cached, predicted by a Taylor polynomial, so that weights differ at every step."""
+    """A static plan: half of the steps cached, with the Taylor weights another at every one."""
     config = cache_dit.DBCacheConfig(
         Fn_compute_blocks=front,
         steps_computation_mask=MASK,

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from torch import Tensor, nn
 
 import cache_dit
-from cache_dit import BlockAdapter, ForwardPattern, TaylorSeerCalibratorConfig
+from cache_dit import BlockAdapter, ConfigError, ForwardPattern, TaylorSeerCalibratorConfig
 from cache_dit.models import adapter_of, record_of
 from cache_dit.models.record import _records
 from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
@@ -118,6 +119,18 @@ def test_a_second_run_equals_the_first(name: str) -> None:
     run(model, loop(3), batch=2, side=3)
     assert same(run(model, loop(5)), first)
     assert not same(first, run(tiny(name), loop(5)))
+
+
+def test_a_cache_of_diffusers_that_is_on_already_is_refused() -> None:
+    model = tiny("FluxTransformer2DModel")
+    (expected,) = run(model, [0.6])
+    model.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+    with pytest.raises(ConfigError, match="two would skip twice"):
+        cache_dit.enable_cache(model, static(LINE))
+    model.disable_cache()
+    cache_dit.enable_cache(model, static(LINE))
+    assert close(frozen(model), expected)
+    assert lines(model) == {"default": LINE}
 
 
 # -- what is special in a family

@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 CHECKPOINT_FILE = "transformer.pt"
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
-TIME_SHIFT = 0.5
+FIRST_TIME_SHIFT = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,15 @@ class TrainingSet:
     t5_ids: torch.Tensor
     image_ids: torch.Tensor
 
-    def draw(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Random training inputs for these pictures: the arguments of `Denoiser.forward`."""
+    def draw(self, indices: torch.Tensor, time_shift: float) -> tuple[torch.Tensor, ...]:
+        """Random training inputs for these pictures: the arguments of `Denoiser.forward`.
+
+        Times are logit-normal (arXiv:2403.03206, section 3.1) with mean `time_shift`; the larger, the more noise.
+        """
         clean = self.clean[indices]
         dropped = torch.rand(len(indices), device=indices.device) < CAPTION_DROPOUT
         captions = indices.masked_fill(dropped, len(self.clean))
-        # Logit-normal times (arXiv:2403.03206, section 3.1), shifted to the noise, where the caption decides the picture.
-        times = (torch.randn(len(indices), device=indices.device) + TIME_SHIFT).sigmoid()
+        times = (torch.randn(len(indices), device=indices.device) + time_shift).sigmoid()
         noise = torch.randn_like(clean)
         return clean, noise, times, self.clip_ids[captions], self.t5_ids[captions], self.image_ids
 
@@ -203,7 +205,10 @@ def train(trainer: Trainer, training_set: TrainingSet) -> None:
     trainer.last_update = time.monotonic()
     while trainer.done < 1:
         for indices in torch.randperm(count, generator=shuffle).split(settings.batch)[:-1]:
-            losses.append(trainer.update(training_set.draw(indices[rank * share : (rank + 1) * share].to(device))))
+            # In noise the caption decides the picture, near the end the details: learn the one first, then the other.
+            time_shift = FIRST_TIME_SHIFT * (1 - trainer.done)
+            mine = indices[rank * share : (rank + 1) * share].to(device)
+            losses.append(trainer.update(training_set.draw(mine, time_shift)))
             if trainer.step % 50 == 0 and rank == 0:
                 log_progress(trainer, losses)
             if time.monotonic() - last_save > 60 * settings.save_minutes and rank == 0:

@@ -172,7 +172,7 @@ class LaneRun:
         why = "shape" if run.misfit else self.why
         if run.snapshot_hidden is None:
             why = self._explain_missing()
-        else:
+        elif lane.refused is None:
             lane.last_role = run.last_role
             lane.hidden.append(self.step, self._kept(run.snapshot_hidden))
             if run.snapshot_encoder is None:

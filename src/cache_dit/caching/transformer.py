@@ -249,7 +249,8 @@ class TransformerState:
         branch = self._branch_of(session, given, timestep)
         limit = session.num_inference_steps if session.counts_down else None
         if session.clock.begins_request(branch, timestep, limit):
-            self.direction = session.clock.direction
+            if session.clock.step > 1:  # two moves: one alone may lead from a single call, say a warm-up, to a run
+                self.direction = session.clock.direction
             self.close(request.key)
             session = self.session(request)
             branch = self._branch_of(session, given, timestep)
@@ -302,9 +303,18 @@ class TransformerState:
 
 def _needs_grad(module: torch.nn.Module, given: Mapping[str, Any]) -> bool:
     """Whether a backward could be asked for: then nothing may be skipped or kept."""
-    if any(isinstance(value, torch.Tensor) and value.requires_grad for value in given.values()):
-        return True
-    return any(parameter.requires_grad for parameter in module.parameters())
+    return any(tensor.requires_grad for tensor in (*_tensors(given), *module.parameters()))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _copied(value: Any) -> Any:
