@@ -151,6 +151,14 @@ def test_names_overrule_turns() -> None:
     assert lines(model) == {"c": "FCFCFC", "u": "FCFCFC", "x": "FCFCFC"}
 
 
+def test_once_a_name_was_seen_unnamed_calls_take_no_turns() -> None:
+    model = guided(static("FCFC", enable_separate_cfg=True))
+    with torch.no_grad(), model.cache_context("cond"):
+        model(*stream_inputs())
+    denoise(model, [None] * 3)
+    assert lines(model) == {"cond": "F", "default": "FCF"}
+
+
 def test_a_run_of_unnamed_pairs_ends_with_its_last_pair() -> None:
     model = guided(static("FCFCFC", enable_separate_cfg=True, num_inference_steps=STEPS))
     for _ in range(2):

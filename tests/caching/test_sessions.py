@@ -380,7 +380,8 @@ def test_a_session_needs_a_name(name: Any) -> None:
 
 def live_bytes(model: Toy) -> int:
     """Bytes of all tensors that the cache of a model holds."""
-    return sum(session.nbytes for session in state_of(model).sessions.values())
+    state = state_of(model)
+    return sum(session.nbytes for session in {*state.sessions.values(), state.latest})
 
 
 def tensors_alive() -> int:

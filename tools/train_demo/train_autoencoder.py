@@ -88,7 +88,8 @@ def train_autoencoder(pictures: Pictures, *, minutes: float, device: torch.devic
             posterior = autoencoder.encode(batch).latent_dist
             decoded = autoencoder.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return picture_loss(decoded, batch) + KL_WEIGHT * kl
+        loss: torch.Tensor = picture_loss(decoded, batch) + KL_WEIGHT * kl
+        return loss
 
     optimise(autoencoder.parameters(), loss_of, len(pictures.rows), minutes=minutes)
     return autoencoder
@@ -118,7 +119,9 @@ def refine_decoder(pictures: Pictures, folder: Path, *, minutes: float, device: 
 def restore_latents(autoencoder: AutoencoderKL, folder: Path) -> torch.Tensor:
     """The stored latents in the autoencoder's own scale."""
     normalised: torch.Tensor = torch.load(folder / LATENTS_FILE)
-    return normalised / autoencoder.config.scaling_factor + autoencoder.config.shift_factor
+    scale: float = autoencoder.config.scaling_factor
+    shift: float = autoencoder.config.shift_factor
+    return normalised / scale + shift
 
 
 @torch.no_grad()

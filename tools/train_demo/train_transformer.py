@@ -82,7 +82,8 @@ def load_training_set(pictures: Pictures, work: Path, device: torch.device) -> t
 
 def build_optimizers(denoiser: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for all else (embeddings, modulation, norms, biases, in and out)."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in denoiser.named_parameters():
         inside = any(part in name for part in ("transformer_blocks.", "encoder.layers.", "encoder.block."))
         hidden = inside and parameter.ndim == 2 and "norm" not in name and "bias" not in name
@@ -152,7 +153,7 @@ class Trainer:
     def exchange(self, *values: float) -> list[float]:
         """Replaces the gradients by their means over all processes; gives the means of `values`, too."""
         parameters = list(self.denoiser.parameters())
-        gradients = [parameter.grad.flatten() for parameter in parameters]
+        gradients = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([*gradients, gradients[0].new_tensor(values)])
         if dist.is_initialized():
             dist.all_reduce(flat)
@@ -161,7 +162,8 @@ class Trainer:
         *gradients, means = flat.split([*sizes, len(values)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
-        return means.tolist()
+        averages: list[float] = means.tolist()
+        return averages
 
     def update(self, inputs: tuple[torch.Tensor, ...]) -> float:
         """One optimisation step; gives the loss. The learning rate warms up, then falls to zero in the planned time."""
