@@ -528,3 +528,12 @@ def model_output(inputs: Any) -> Tensor:
     """A plain toy's output."""
     output: Tensor = Toy("0")(*inputs)
     return output
+
+
+def test_timesteps_that_turn_around_are_followed_after_a_few_steps() -> None:
+    model = cached()
+    for _ in range(2):
+        denoise(model, loop(STEPS))
+    rising = [2.0 + step for step in range(12)]
+    denoise(model, rising)
+    assert "C" in line(model)

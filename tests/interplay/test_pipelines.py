@@ -255,6 +255,17 @@ def test_both_transformers_of_wan_are_cached() -> None:
     assert same(generate_video(pipe), plain)
 
 
+def test_a_transformer_put_in_the_place_of_the_second_gets_the_options_of_the_second() -> None:
+    pipe = tiny_wan_pipeline(two=True)
+    masks = [[1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 0, 0]]
+    modifiers = [cache_dit.ParamsModifier(cache_config=static_config(mask=mask)) for mask in masks]
+    cache_dit.enable_cache(pipe, static_config(), params_modifiers=modifiers)
+    pipe.transformer_2 = tiny_wan_pipeline(two=True).transformer_2
+    generate_video(pipe)
+    options = cache_dit.summary(pipe, logging=False)[1].cache_options
+    assert options["cache_config"].steps_computation_mask == masks[1]
+
+
 def test_a_guidance_of_one_leaves_the_unconditional_branch_out() -> None:
     pipe = cache_dit.enable_cache(tiny_wan_pipeline(), static_config())
     first = generate_video(pipe)

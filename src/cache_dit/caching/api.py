@@ -134,7 +134,7 @@ def _enable(
     replace_states([(target.transformer, state) for target, state in zip(targets, states, strict=True)])
     # a pipeline that is not called (but has a method of another name, say) has no requests of its own
     if not isinstance(adapter.pipe, FakeDiffusionPipeline) and callable(adapter.pipe):
-        _enable_pipeline(adapter, targets, cache_config, calibrator_config, params_modifiers)
+        _enable_pipeline(adapter, targets, cache_config, calibrator_config)
 
 
 def _enable_pipeline(
@@ -142,30 +142,32 @@ def _enable_pipeline(
     targets: list[Target],
     cache_config: BasicCacheConfig,
     calibrator_config: CalibratorConfig | None,
-    params_modifiers: Any,
 ) -> None:
     """Let each call of an adapter's pipeline be a request."""
+    held = {
+        name: target
+        for target in targets
+        for name, value in _components(adapter.pipe).items()
+        if value is target.transformer
+    }
 
-    def enable(module: torch.nn.Module) -> None:
+    def enable(attribute: str, module: torch.nn.Module) -> None:
         from cache_dit.models import adapter_of
 
         found = adapter_of(module)
         if found is None:
             logger.warning("cache_dit: there is no record of %s: it runs without a cache", type(module).__name__)
             return
-        _enable(found, cache_config, calibrator_config, adapter.params_modifiers or params_modifiers)
+        modifiers = [spec.modifier or ParamsModifier() for spec in held[attribute].chains]
+        _enable(found, cache_config, calibrator_config, modifiers)
 
-    held = {
-        name: target.transformer
-        for target in targets
-        for name, value in _components(adapter.pipe).items()
-        if value is target.transformer
-    }
     previous = state_of(adapter.pipe)
     if isinstance(previous, PipelineState):
-        for transformer in {*previous.transformers.values(), *previous.replaced} - set(held.values()):
+        kept = {target.transformer for target in targets}
+        for transformer in {*previous.transformers.values(), *previous.replaced} - kept:
             detach_transformer(transformer)
-    put_on(adapter.pipe, cached_pipeline, PipelineState(held, enable))
+    transformers = {name: target.transformer for name, target in held.items()}
+    put_on(adapter.pipe, cached_pipeline, PipelineState(transformers, enable))
 
 
 def _components(holder: Any) -> Mapping[str, Any]:

@@ -21,10 +21,10 @@ class PipelineState:
 
     Args:
         transformers: its cached transformers, by the pipeline's attribute that holds them.
-        enable: puts the cache, with the same options, on a transformer that took the place of one of these.
+        enable: puts the cache, with the same options, on a transformer that took the place of the one in an attribute.
     """
 
-    def __init__(self, transformers: Mapping[str, Any], enable: Callable[[Any], Any]) -> None:
+    def __init__(self, transformers: Mapping[str, Any], enable: Callable[[str, Any], Any]) -> None:
         self.transformers = dict(transformers)
         self.enable = enable
         self.replaced: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -55,7 +55,7 @@ class PipelineState:
                 logger.warning(
                     "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
                 )
-                self.enable(module)
+                self.enable(attribute, module)
 
 
 def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

@@ -82,6 +82,7 @@ class TransformerState:
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self.latest: Session | None = None
         self.direction = 0
+        self._single_steps = 0  # requests of one step in a row
         #: The name that ``cache_context`` gave to the calls of this thread or task.
         self.branch: contextvars.ContextVar[Hashable] = contextvars.ContextVar("cache_dit_branch", default=None)
         self.named = False
@@ -249,12 +250,19 @@ class TransformerState:
         branch = self._branch_of(session, given, timestep)
         limit = session.num_inference_steps if session.counts_down else None
         if session.clock.begins_request(branch, timestep, limit):
-            if session.clock.step > 1:  # two moves: one alone may lead from a single call, say a warm-up, to a run
-                self.direction = session.clock.direction
+            self._learn_direction(session)
             self.close(request.key)
             session = self.session(request)
             branch = self._branch_of(session, given, timestep)
         return session, branch, session.clock.enter(branch, timestep)
+
+    def _learn_direction(self, ended: Session) -> None:
+        """Keep the direction of an ended request's timesteps; forget it when every step begins a request."""
+        self._single_steps = self._single_steps + 1 if ended.clock.step == 0 else 0
+        if ended.clock.step > 1:  # two moves: one alone may lead from a single call, say a warm-up, to a run
+            self.direction = ended.clock.direction
+        elif self._single_steps == 3:
+            self.direction = 0
 
     def _branch_of(self, session: Session, given: Mapping[str, Any], timestep: float | None) -> Hashable:
         """What tells this call from the others of its step."""
