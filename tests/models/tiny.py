@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from packaging.version import Version
+
+DIFFUSERS = Version(diffusers.__version__)
 
 TEXT = 5
 """Text tokens."""
@@ -55,7 +58,9 @@ def flux2(batch: int, side: int, timestep: float) -> Inputs:
 
 
 def qwen_image(batch: int, side: int, timestep: float) -> Inputs:
+    lengths = {} if Version("0.37.0") <= DIFFUSERS else {"txt_seq_lens": [TEXT] * batch}  # told by the mask since then
     return {
+        **lengths,
         "hidden_states": normal(batch, side * side, 8),
         "encoder_hidden_states": normal(batch, TEXT, 12, seed=1),
         "encoder_hidden_states_mask": torch.ones(batch, TEXT, dtype=torch.int64),
