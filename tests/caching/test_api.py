@@ -488,9 +488,9 @@ def test_a_wrong_refresh_is_a_typed_error_and_changes_nothing(options: dict[str,
     assert line(model) == "FCFC"
 
 
-def test_refreshing_what_is_not_cached_is_a_typed_error() -> None:
-    with pytest.raises(UnsupportedModelError, match="no cache is on this Toy"):
-        cache_dit.refresh_context(Toy("0"))
+def test_refreshing_what_is_not_cached_does_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    cache_dit.refresh_context(Toy("0"), num_inference_steps=4)
+    assert "no cache is on this Toy" in caplog.text
 
 
 def test_a_verbose_refresh_tells_the_options(caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,7 @@ BOUNDS: dict[str, tuple[DBCacheConfig, TaylorSeerCalibratorConfig | None, int]] 
     "unmeasured": (dynamic(residual_diff_threshold=1.0), None, 1),
     "measured": (dynamic(residual_diff_threshold=0.2), None, 2),
     "measured, no hit": (dynamic(residual_diff_threshold=0.01), None, 2),
-    "nothing ever cached": (dynamic(residual_diff_threshold=0.0), None, 1),
+    "nothing ever cached": (dynamic(residual_diff_threshold=0.0), None, 0),
     "taylor 1": (dynamic(residual_diff_threshold=0.01), TaylorSeerCalibratorConfig(taylorseer_order=1), 3),
     "taylor 2": (dynamic(residual_diff_threshold=0.01), TaylorSeerCalibratorConfig(taylorseer_order=2), 4),
     "static taylor 2": (static("FFFFFC"), TaylorSeerCalibratorConfig(taylorseer_order=2), 3),
@@ -148,7 +148,8 @@ def test_live_state_is_bounded(form: str, bound: str) -> None:
         for step in range(6):
             model(inputs[0] * (1 + step), *inputs[1:])
             assert state_of(model).latest.nbytes <= features * FEATURE
-    assert TOKENS * WIDTH * 4 <= stats_of(model).peak_bytes <= features * FEATURE
+    least = TOKENS * WIDTH * 4 if features else 0
+    assert least <= stats_of(model).peak_bytes <= features * FEATURE
 
 
 def test_live_state_is_counted_per_branch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from cache_dit.config.base import unknown_key
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import ParamsModifier, flat_options, overlay
-from cache_dit.errors import ConfigError, UnsupportedModelError
+from cache_dit.errors import CacheDitError, ConfigError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,7 @@ def enable_cache(
     cache_config = DBCacheConfig() if cache_config is None else cache_config
     calibrator_config = flat_calibrator or calibrator_config
     _check_types(cache_config, calibrator_config)
-    if options:
-        cache_config = overlay(cache_config, options)
+    cache_config = overlay(cache_config, options, complete=True)
     adapter = _described(pipe_or_adapter)
     if cache_config.cache_type is CacheType.NONE:
         disable_cache(pipe_or_adapter)
@@ -131,19 +131,33 @@ def _enable(
                 rules=adapter.rules,
             )
         )
-    replace_states([(target.transformer, state) for target, state in zip(targets, states, strict=True)])
+    pairs = [(target.transformer, state) for target, state in zip(targets, states, strict=True)]
     # a pipeline that is not called (but has a method of another name, say) has no requests of its own
-    if not isinstance(adapter.pipe, FakeDiffusionPipeline) and callable(adapter.pipe):
-        _enable_pipeline(adapter, targets, cache_config, calibrator_config)
+    if isinstance(adapter.pipe, FakeDiffusionPipeline) or not callable(adapter.pipe):
+        replace_states(pairs)
+        return
+    previous = state_of(adapter.pipe)
+    put_on(adapter.pipe, cached_pipeline, _pipeline_state(adapter, targets, cache_config, calibrator_config))
+    try:
+        replace_states(pairs)
+    except CacheDitError:
+        take_off(adapter.pipe)
+        if previous is not None:
+            put_on(adapter.pipe, cached_pipeline, previous)
+        raise
+    if isinstance(previous, PipelineState):
+        for transformer in {*map(_owner, (*previous.transformers.values(), *previous.replaced))}:
+            if all(transformer is not target.transformer for target in targets):
+                detach_transformer(transformer)
 
 
-def _enable_pipeline(
+def _pipeline_state(
     adapter: BlockAdapter,
     targets: list[Target],
     cache_config: BasicCacheConfig,
     calibrator_config: CalibratorConfig | None,
-) -> None:
-    """Let each call of an adapter's pipeline be a request."""
+) -> PipelineState:
+    """What lets each call of an adapter's pipeline be a request."""
     held = {
         name: target
         for target in targets
@@ -161,13 +175,7 @@ def _enable_pipeline(
         modifiers = [spec.modifier or ParamsModifier() for spec in held[attribute].chains]
         _enable(found, cache_config, calibrator_config, modifiers)
 
-    previous = state_of(adapter.pipe)
-    if isinstance(previous, PipelineState):
-        kept = {target.transformer for target in targets}
-        for transformer in {*previous.transformers.values(), *previous.replaced} - kept:
-            detach_transformer(transformer)
-    transformers = {name: target.transformer for name, target in held.items()}
-    put_on(adapter.pipe, cached_pipeline, PipelineState(transformers, enable))
+    return PipelineState({name: target.transformer for name, target in held.items()}, enable)
 
 
 def _components(holder: Any) -> Mapping[str, Any]:
@@ -206,6 +214,9 @@ def replace_states(pairs: list[tuple[Any, TransformerState]]) -> None:
 def attach_transformer(transformer: Any, state: TransformerState) -> None:
     """Put a state on a transformer and its roles on its blocks; on failure everything is as before."""
     inner = getattr(transformer, "_orig_mod", None)
+    for held in (transformer, inner):  # a cache that was put on before compiling, or on the wrapper
+        if (owner := _owner(held)) is not transformer:
+            detach_transformer(owner)
     try:
         for chain, _ in state.chains:
             for block, role in zip(chain.blocks, chain.roles, strict=True):
@@ -215,6 +226,7 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
         put_on(transformer, cached_transformer, state)
         if inner is not None:
             put_on(inner, named_transformer, state)
+        state.owner = weakref.ref(transformer)
     except UnsupportedModelError:
         _take_all_off(transformer, state)
         raise
@@ -225,7 +237,14 @@ def detach_transformer(transformer: Any) -> None:
     state = state_of(transformer)
     if isinstance(state, TransformerState):
         state.close_all()
-        _take_all_off(transformer, state)
+        _take_all_off(_owner(transformer), state)
+
+
+def _owner(transformer: Any) -> Any:
+    """The module that a transformer's cache was put on: itself, or the compiled wrapper around it."""
+    state = state_of(transformer)
+    owner = state.owner() if isinstance(state, TransformerState) else None
+    return transformer if owner is None else owner
 
 
 def _take_all_off(transformer: Any, state: TransformerState) -> None:
@@ -286,14 +305,16 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
             by name, such as ``num_inference_steps=28``. ``verbose`` logs the options.
 
     Raises:
-        UnsupportedModelError: if no cache is on this transformer.
         ConfigError: if an option is unknown or wrong; the old options then stay.
+
+    Where no cache is on, a line of log says so and nothing happens. Call this after a run that was given up between
+    two steps, where a static plan of known length runs on an accelerator: nothing is read back there, so the next
+    run could not be told from the rest of it.
     """
     state = state_of(transformer)
     if not isinstance(state, TransformerState):
-        raise UnsupportedModelError(
-            f"no cache is on this {type(transformer).__name__}: call cache_dit.enable_cache first"
-        )
+        logger.warning("cache_dit: no cache is on this %s: nothing to refresh", type(transformer).__name__)
+        return
     verbose = force_refresh_kwargs.pop("verbose", False)
     cache_config = force_refresh_kwargs.pop("cache_config", None)
     calibrator = force_refresh_kwargs.pop("calibrator_config", None)
@@ -304,7 +325,7 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
     _check_types(cache_config, calibrator)
     sparse = {} if cache_config is None else cache_config.given()
     renewed = rebuild_state(state, {**sparse, **force_refresh_kwargs}, calibrator)
-    replace_states([(transformer, renewed)])
+    replace_states([(_owner(transformer), renewed)])
     if verbose:
         for chain, options in renewed.chains:
             logger.info("cache_dit: %s: %s", chain.name, options)

@@ -54,8 +54,7 @@ def put_on(instance: Any, dress: Dress, state: Any) -> None:
 def take_off(instance: Any) -> None:
     """Undo ``put_on``: drop the state, and give the class back where no other library has put a subclass over ours."""
     instance.__dict__.pop(STATE, None)
-    plain = type(instance).__dict__.get(PLAIN)
-    if plain is not None:
+    while (plain := type(instance).__dict__.get(PLAIN)) is not None:
         instance.__class__ = plain
 
 

@@ -42,7 +42,7 @@ class _Current(threading.local):
 
 
 class BlockRole:
-    """What a block must know of the chain it stands in. One per block, fixed while the cache is on.
+    """What a block must know of the chain it stands in: one per block, the same for all requests.
 
     Args:
         chain: the chain.
@@ -60,7 +60,6 @@ class BlockRole:
         self.zone = Zone.MIDDLE
         self.closes_front = False
         self.closes_middle = False
-        self.form: Form = (0, False, None)
 
 
 class IdleRole:
@@ -146,12 +145,25 @@ class ChainRun:
     """
 
     def __init__(
-        self, chain: Chain, *, skip: bool = False, measure: bool = False, last_role: BlockRole | None = None
+        self,
+        chain: Chain,
+        *,
+        skip: bool = False,
+        measure: bool = False,
+        keeps: bool = True,
+        last_role: BlockRole | None = None,
+        had_encoder: bool = False,
+        forms: list[Form] | None = None,
     ) -> None:
         self.skip = skip
         self.measure = measure
         #: The last M block that was called in the last computed step: on a skip it hands out the prediction.
         self.last_role = last_role
+        #: The form of each block's result at the last computed step of this request and branch.
+        self.forms: list[Form] = [role.io.form for role in chain.roles] if forms is None else forms
+        #: Whether a computed step leaves a snapshot, and whether E came in beside H at the last one that did.
+        self.keeps = keeps
+        self.had_encoder = had_encoder
         self.keeps_state = chain.keeps_state
         self.measures = chain.measures
         self.copies = chain.writes_input is not False
@@ -214,7 +226,7 @@ def _run_front(
     if role.closes_front:
         hidden, encoder, _ = role.io.split(output)
         if run.measures:
-            run.probe = hidden - run.entry if hidden.shape == run.entry.shape else hidden.clone()
+            run.probe = hidden - run.entry if alike(hidden, run.entry) else hidden.clone()
             run.entry = None
         if not role.io.reads_encoder:
             run.emitted = encoder
@@ -236,11 +248,13 @@ def _run_middle(
         return _pass_through(role, run, hidden, encoder)
     output = call(*args, **kwargs)
     run.executed += 1
-    run.out_hidden, run.out_encoder, role.form = role.io.split(output)
+    hidden, encoder, run.forms[role.position] = role.io.split(output)
     run.last_role = role
-    run.traced = torch.compiler.is_compiling()
-    if role.closes_middle:
-        take_snapshot(run)
+    if run.keeps:
+        run.out_hidden, run.out_encoder = hidden, encoder
+        run.traced = torch.compiler.is_compiling()
+        if role.closes_middle:
+            take_snapshot(run)
     return output
 
 
@@ -250,26 +264,28 @@ def _enter_middle(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder:
     if run.skip:
         joined = run.last_role is not None and run.last_role.list_index != role.list_index
         anchor_hidden, anchor_encoder = _joined(role, hidden, encoder) if joined else (hidden, encoder)
-        if _fits(run, anchor_hidden, anchor_encoder):
+        if run.had_encoder == (encoder is not None) and _fits(run, anchor_hidden, anchor_encoder):
             run.out_hidden = _predict(run, anchor_hidden, run.predicted_hidden)
             run.out_encoder = _predict(run, anchor_encoder, run.predicted_encoder)
             return
         run.skip = False
         run.misfit = True
-    run.anchor_hidden = _anchor(run, hidden)
-    run.anchor_encoder = _anchor(run, encoder)
+    run.had_encoder = encoder is not None
+    if run.keeps:
+        run.anchor_hidden = _anchor(run, hidden)
+        run.anchor_encoder = _anchor(run, encoder)
 
 
 def _pass_through(role: BlockRole, run: ChainRun, hidden: torch.Tensor, encoder: Any) -> Any:
     run.skipped += 1
     if run.last_role is not None and role.position == run.last_role.position:
         run.filled = True
-        return role.io.build(run.out_hidden, run.out_encoder, role.form)
+        return role.io.build(run.out_hidden, run.out_encoder, run.forms[role.position])
     if encoder is None and not role.io.reads_encoder:
         encoder = _copied(run.out_encoder)
     if run.hands_copy and run.first_role is role:  # these may be the caller's own, and the loop may write into them
         hidden, encoder = _copied(hidden), _copied(encoder)
-    return role.io.build(hidden, encoder, role.form)
+    return role.io.build(hidden, encoder, run.forms[role.position])
 
 
 def _copied(stream: Any) -> Any:
@@ -325,6 +341,8 @@ def take_snapshot(run: ChainRun) -> None:
 def _difference(run: ChainRun, after: Any, before: Any) -> Any:
     if not isinstance(after, torch.Tensor):
         return None
-    if run.keeps_state or before is None:
+    if before is None:
         return after.clone()
-    return after - before if after.shape == before.shape else None
+    if not alike(after, before):
+        return None
+    return after.clone() if run.keeps_state else after - before

@@ -41,11 +41,22 @@ class StepClock:
             return timestep != self._timestep
         return branch == self._leader
 
+    def at_unmoved_start(self, timestep: float | None) -> bool:
+        """Whether a call comes at the first timestep again, before any other was seen."""
+        return self.step == 0 and timestep is not None and timestep == self._timestep
+
+    def take_turns(self, *, cfg_first: bool) -> str:
+        """The first call turns out to be one of a pair: gives its branch."""
+        first = "uncond" if cfg_first else "cond"
+        self._leader, self._seen, self._calls_at_timestep = first, {first}, 1
+        return first
+
     def begins_request(self, branch: Hashable, timestep: float | None, num_inference_steps: int | None) -> bool:
         """Whether a call cannot belong to this request: it would be one step too many, or the timestep jumps back.
 
         Where timesteps are known to move, a first step that comes again is the start of another run too: schedulers
-        that call the model twice at one timestep never do so at the first.
+        that call the model twice at one timestep never do so at the first. Where none has moved yet, a first step that
+        comes again may as well be the second of a run at one timestep, and is taken for that.
         """
         if self.step < 0 or not self.begins_step(branch, timestep):
             return False

@@ -27,27 +27,27 @@ class ForwardPattern(enum.Enum):
     streams that go in and come out, in order) and ``Supported``.
     """
 
-    Pattern_0 = (True, False, False, (HIDDEN, ENCODER), (HIDDEN, ENCODER), True)
-    Pattern_1 = (False, False, False, (HIDDEN, ENCODER), (ENCODER, HIDDEN), True)
-    Pattern_2 = (True, True, False, (HIDDEN, ENCODER), (HIDDEN,), True)
-    Pattern_3 = (True, True, True, (HIDDEN,), (HIDDEN,), True)
-    Pattern_4 = (True, False, True, (HIDDEN,), (HIDDEN, ENCODER), True)
-    Pattern_5 = (False, False, True, (HIDDEN,), (ENCODER, HIDDEN), True)
+    Pattern_0 = (True, False, False, [HIDDEN, ENCODER], [HIDDEN, ENCODER], True)
+    Pattern_1 = (False, False, False, [HIDDEN, ENCODER], [ENCODER, HIDDEN], True)
+    Pattern_2 = (False, True, False, [HIDDEN, ENCODER], [HIDDEN], True)
+    Pattern_3 = (False, True, True, [HIDDEN], [HIDDEN], True)
+    Pattern_4 = (True, False, True, [HIDDEN], [HIDDEN, ENCODER], True)
+    Pattern_5 = (False, False, True, [HIDDEN], [ENCODER, HIDDEN], True)
 
     def __init__(
         self,
         return_h_first: bool,
         return_h_only: bool,
         forward_h_only: bool,
-        inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
+        inputs: list[str],
+        outputs: list[str],
         supported: bool,
     ) -> None:
         self.Return_H_First = return_h_first
         self.Return_H_Only = return_h_only
         self.Forward_H_only = forward_h_only
-        self.In = list(inputs)
-        self.Out = list(outputs)
+        self.In = inputs
+        self.Out = outputs
         self.Supported = supported
 
     @staticmethod
@@ -60,6 +60,17 @@ class ForwardPattern(enum.Enum):
 #: second item itself when it is none (``(hidden_states, None)``, say): a skipped block hands out the same object again.
 #: A plain tuple, since compiled graphs read and write it.
 Form = tuple[int, bool, Any]
+
+
+#: A second item that is no tensor may be of these types: nothing that could hold tensors of an earlier step.
+_HANDED_OUT_AGAIN = (type(None), bool, int, float, str)
+
+
+def argument_names(forward: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a class's ``forward`` is called with: all but the first, the instance itself."""
+    parameters = list(inspect.signature(forward).parameters.values())
+    bound = parameters and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters[1 if bound else 0 :]]
 
 
 class BlockIO:
@@ -93,12 +104,14 @@ class BlockIO:
                 f"{block_class.__module__}.{block_class.__qualname__} cannot be intercepted (its class has no "
                 f"forward): pass the module itself, not a scripted or frozen form of it"
             )
-        names = [name for name in inspect.signature(forward).parameters if name != "self"]
+        names = argument_names(forward)
         self.block_name = block_class.__name__
         self.pattern = pattern
         self.reads_encoder = not pattern.Forward_H_only
         self.pairs = not pattern.Return_H_Only
-        self.hidden_first = pattern.Return_H_First
+        self.hidden_first = pattern.Return_H_First or pattern.Return_H_Only
+        #: What a result looks like before one was seen.
+        self.form: Form = (2, True, None) if self.pairs else (0, False, None)
         wanted = [hidden, encoder] if self.reads_encoder else [hidden]
         missing = [name for name in wanted if name not in names]
         if strict and missing:
@@ -150,8 +163,9 @@ class BlockIO:
             first, second = output if self.hidden_first else (output[1], output[0])
             if isinstance(first, torch.Tensor):
                 if not isinstance(second, torch.Tensor):
-                    return first, None, (2, False, second)
-                if self.pairs:
+                    if isinstance(second, _HANDED_OUT_AGAIN) or second == ():
+                        return first, None, (2, False, second)
+                elif self.pairs:
                     return first, second, (2, True, None)
         raise PatternMismatchError(
             f"{self.block_name} returned {describe(output)}; {self.pattern.name} expects "

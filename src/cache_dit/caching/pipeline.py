@@ -6,12 +6,11 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cache_dit.caching.attach import STATE, state_of
 from cache_dit.caching.session import Request, entered
-from cache_dit.caching.transformer import TransformerState
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +35,7 @@ class PipelineState:
 
     def end(self, request: Request) -> None:
         """Free what the call kept."""
-        for state in self.states():
-            state.close(request.key)
-
-    def states(self) -> Iterable[TransformerState]:
-        """The states of its transformers."""
-        return [state for state in map(state_of, self.transformers.values()) if state is not None]
+        request.close()
 
     def _follow(self, pipe: Any) -> None:
         """Cache a transformer that was put in the place of a cached one."""
@@ -49,9 +43,12 @@ class PipelineState:
             module = getattr(pipe, attribute, None)
             if module is known or module is None or state_of(known) is None:  # None: its cache was taken off meanwhile
                 continue
+            if getattr(module, "_orig_mod", None) is known:  # compiled meanwhile: calls still reach the cached one
+                continue
             self.replaced.add(known)
             self.transformers[attribute] = module
-            if state_of(module) is None:
+            state = state_of(module)
+            if state is None or state.owner() is not module:
                 logger.warning(
                     "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
                 )

@@ -102,9 +102,14 @@ class DBCachePolicy:
     @property
     def measures(self) -> bool:
         """Whether `decide` can ever say MEASURE; if not, the residual to measure against need not be kept."""
-        if self.off or self._unforced is Action.SKIP or self._threshold <= 0:
+        return self.caches and self._unforced is not Action.SKIP
+
+    @property
+    def caches(self) -> bool:
+        """Whether a step can ever be skipped; if not, nothing need be kept."""
+        if self.off or (self._mask is not None and 0 not in self._mask):
             return False
-        return self._max_cached > 0 and self._max_continuous > 0 and (self._mask is None or 0 in self._mask)
+        return self.static or (self._threshold > 0 and self._max_cached > 0 and self._max_continuous > 0)
 
     def decide(self, step: int) -> Action:
         """What to do in this step.

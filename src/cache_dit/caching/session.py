@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,7 +60,11 @@ class Lane:
         self.hidden = History(self.hidden_predictor.history)
         self.encoder = History(self.encoder_predictor.history)
         self.probe: torch.Tensor | None = None
+        #: The sum of the newest snapshot, on its device: not finite where the snapshot is not.
+        self.health: torch.Tensor | None = None
         self.last_role: BlockRole | None = None
+        self.had_encoder = False
+        self.forms = [role.io.form for role in chain.roles]
         self.executed = 0
         self.possible = 0
         self.call_key: Hashable = None
@@ -98,7 +102,13 @@ class Lane:
         if action is not Action.COMPUTE and len(self.hidden) == 0:
             action, compute = Action.COMPUTE, "no_snapshot"
         run = ChainRun(
-            self.chain, skip=action is Action.SKIP, measure=action is Action.MEASURE, last_role=self.last_role
+            self.chain,
+            skip=action is Action.SKIP,
+            measure=action is Action.MEASURE,
+            keeps=self.policy.caches and self.refused is None,
+            last_role=self.last_role,
+            had_encoder=self.had_encoder,
+            forms=self.forms,
         )
         if run.skip:
             self.predict(run, step)
@@ -113,7 +123,7 @@ class Lane:
         """Drop all tensors; what is known of the steps stays for ``summary``."""
         self.hidden.clear()
         self.encoder.clear()
-        self.probe = None
+        self.probe = self.health = None
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +150,7 @@ class LaneRun:
     def decide(self, run: ChainRun) -> None:
         """Measure how much the first blocks changed since the last computed step, and skip if the policy accepts it."""
         lane = self.lane
-        self.diff = relative_l1(lane.probe, run.probe, self.group)
+        self.diff = relative_l1(lane.probe, run.probe, self.group, health=lane.health)
         if self.diff is None:
             self.why = "not_measured" if run.probe is None or lane.probe is None else "shape"
         elif lane.policy.accept(self.diff):
@@ -162,7 +172,7 @@ class LaneRun:
     def commit(self) -> None:
         """Enter what happened into the policy and the history."""
         lane, run = self.lane, self.run
-        lane.possible += len(lane.chain.roles)
+        lane.possible += run.executed + run.skipped
         lane.executed += run.executed
         if run.skipped:
             lane.policy.commit(self.step, computed=False, diff=self.diff)
@@ -172,24 +182,28 @@ class LaneRun:
         why = "shape" if run.misfit else self.why
         if run.snapshot_hidden is None:
             why = self._explain_missing()
-        elif lane.refused is None:
-            lane.last_role = run.last_role
+        else:
+            lane.last_role, lane.had_encoder = run.last_role, run.had_encoder
             lane.hidden.append(self.step, self._kept(run.snapshot_hidden))
             if run.snapshot_encoder is None:
                 lane.encoder.clear()
             else:
                 lane.encoder.append(self.step, self._kept(run.snapshot_encoder))
-            lane.probe = self._kept(run.probe) if run.probe is not None and lane.policy.measures else None
+            if run.probe is not None and lane.policy.measures:
+                lane.probe = self._kept(run.probe)
+                lane.health = run.snapshot_hidden.detach().sum(dtype=torch.float32)
         lane.policy.commit(self.step, computed=True, diff=self.diff, why=why)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor to keep beyond this forward: a copy where it lies in a CUDA graph's memory, or may."""
         return tensor.detach().clone() if self.run.traced and tensor.is_cuda else tensor.detach()
 
-    def _explain_missing(self) -> str:
+    def _explain_missing(self) -> str | None:
         """Why a computed step left nothing to predict from."""
         if self.run.position < 0:
             return "not_called"
+        if not self.run.keeps:
+            return self.why
         if self.run.begun and self.lane.chain.middle:
             self.lane.refused = "shape_changes_inside"
             self.lane.free()
@@ -215,6 +229,9 @@ class Session:
     def __init__(self, *, direction: int = 0, num_inference_steps: int | None = None, counts_down: bool = True) -> None:
         self.clock = StepClock(direction)
         self.counts_down = counts_down
+        #: Whether ``cache_context`` has named a call, and whether unnamed ones turned out to take turns.
+        self.named = False
+        self.turns = False
         self.num_inference_steps = num_inference_steps
         self.lanes: dict[tuple[Hashable, int, int], Lane] = {}  # (branch, pass, chain) -> lane
         self.peak_bytes = 0
@@ -228,6 +245,12 @@ class Session:
         if key not in self.lanes:
             self.lanes[key] = make()
         return self.lanes[key]
+
+    def take_turns(self, *, cfg_first: bool) -> None:
+        """The calls turn out to be the branches of guidance in turn: the first one gets its name."""
+        first = self.clock.take_turns(cfg_first=cfg_first)
+        self.turns = True
+        self.lanes = {(first, passed, chain): lane for (_, passed, chain), lane in self.lanes.items()}
 
     def shared_diff(self, chain: Chain, step: int) -> float | None:
         """The diff that the first branch of this step measured on a chain."""
@@ -265,11 +288,18 @@ class Request:
         num_inference_steps: the number of steps where it is known.
         counts_down: whether reaching that number ends the request (a bare transformer) or not (a pipeline, whose
             scheduler may call the model more often).
+        opened: what the request was seen on: transformers' states, each with a ``close(key)``.
     """
 
     key: Hashable
     num_inference_steps: int | None = None
     counts_down: bool = True
+    opened: list[Any] = field(default_factory=list, compare=False, repr=False)
+
+    def close(self) -> None:
+        """End the request on all transformers that it was seen on, and free what they kept of it."""
+        for state in self.opened:
+            state.close(self.key)
 
 
 _request: contextvars.ContextVar[Request | None] = contextvars.ContextVar("cache_dit_request", default=None)
@@ -296,8 +326,9 @@ def session(name: str, *, num_inference_steps: int | None = None) -> Iterator[Re
 
     Two requests may take turns on one transformer, each inside its own ``session``, in one thread or in several:
     each gives what it gives alone. A session may be left and entered again with the same name; it ends when its
-    steps are done, when its timestep jumps back, or by ``refresh_context``. A pipeline call is a request of its own
-    and needs none.
+    steps are done, when its timestep jumps back, by ``refresh_context``, or by ``close()`` of what this gives: a
+    request that is given up should be closed, since what it keeps is otherwise freed only when many more are open. A
+    pipeline call is a request of its own and needs none.
 
     Args:
         name: tells the request from others; any hashable value, not None.

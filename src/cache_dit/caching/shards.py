@@ -35,12 +35,13 @@ def call_key(given: Mapping[str, Any]) -> Hashable:
     return tuple((n, tuple(v.shape), v.dtype) for n, v in sorted(given.items()) if isinstance(v, torch.Tensor))
 
 
-def relative_l1(previous: Any, current: Any, group: Any = None) -> float | None:
+def relative_l1(previous: Any, current: Any, group: Any = None, *, health: torch.Tensor | None = None) -> float | None:
     """mean|previous − current| / mean|previous| in float32 or better, by one host read.
 
     Args:
         previous, current: tensors of any floating dtype. Of different shape or device, or missing, they cannot be
             compared.
+        health: a number on the tensors' device that must be finite for the result to be.
         group: over whose ranks the means are taken, by one reduction of three numbers; None: this process alone.
 
     Returns:
@@ -52,13 +53,15 @@ def relative_l1(previous: Any, current: Any, group: Any = None) -> float | None:
         if not fits:
             return None
         previous, current = _wide(previous), _wide(current)
-        return float((previous - current).abs().mean() / previous.abs().mean())
+        ratio = (previous - current).abs().mean() / previous.abs().mean()
+        return float(ratio if health is None else ratio + 0 * health)  # 0 times NaN or infinity is NaN
     anchor = current if isinstance(current, torch.Tensor) else previous
     device = anchor.device if isinstance(anchor, torch.Tensor) else None
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     if fits:
         previous, current = _wide(previous), _wide(current)
         sums[0], sums[1] = (previous - current).abs().sum(dtype=torch.float64), previous.abs().sum(dtype=torch.float64)
+        sums[0] += 0 if health is None else 0 * health
     else:
         sums[2] = 1
     torch.distributed.all_reduce(sums, group=group)

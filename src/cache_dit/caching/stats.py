@@ -68,17 +68,21 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     if session is None:
         return stats
     lanes = {(branch, passed): lane for (branch, passed, chain), lane in session.lanes.items() if chain == index}
-    for number, lane in enumerate(lanes.values()):
-        if number < 2:
-            prefix = "cfg_" if number else ""
-            setattr(stats, f"{prefix}cached_steps", lane.policy.cached_steps)
-            setattr(stats, f"{prefix}residual_diffs", {str(step): d for step, d in lane.policy.diffs.items()})
+    for prefix, lane in zip(("", "cfg_"), _branches(lanes), strict=False):
+        setattr(stats, f"{prefix}cached_steps", lane.policy.cached_steps)
+        setattr(stats, f"{prefix}residual_diffs", {str(step): diff for step, diff in lane.policy.diffs.items()})
     stats.steps_line = {_label(key): steps_line(lane.policy.records) for key, lane in lanes.items()}
     stats.executed_blocks = sum(lane.executed for lane in lanes.values())
     stats.possible_blocks = sum(lane.possible for lane in lanes.values())
     stats.peak_bytes = session.peak_bytes
     stats.reason = no_hit_reason(session, lanes.values())
     return stats
+
+
+def _branches(lanes: dict[tuple[Hashable, int], Lane]) -> list[Lane]:
+    """The conditional branch, then the unconditional one; extra calls of a step and further passes are neither."""
+    plain = [branch for branch, passed in lanes if passed == 0 and not isinstance(branch, tuple)]
+    return [lanes[branch, 0] for branch in sorted(plain, key=lambda branch: branch == "uncond")]
 
 
 def _options(options: ChainOptions, name: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import inspect
 import logging
 import threading
 from collections import OrderedDict
@@ -18,7 +17,7 @@ import torch
 from cache_dit.caching.attach import STATE
 from cache_dit.caching.chain import Chain, ChainRun, IdleRole, run_block, untraced
 from cache_dit.caching.offload import relied_on_when_skipped, widen_back
-from cache_dit.caching.pattern import CallRules
+from cache_dit.caching.pattern import CallRules, argument_names
 from cache_dit.caching.session import ChainOptions, Lane, LaneRun, Request, Session, current_request
 from cache_dit.caching.shards import call_key, parallel_group, settle
 from cache_dit.caching.stats import no_hit_reason
@@ -85,10 +84,10 @@ class TransformerState:
         self._single_steps = 0  # requests of one step in a row
         #: The name that ``cache_context`` gave to the calls of this thread or task.
         self.branch: contextvars.ContextVar[Hashable] = contextvars.ContextVar("cache_dit_branch", default=None)
-        self.named = False
+        #: The module whose calls are counted: the transformer, or the compiled wrapper around it.
+        self.owner: Callable[[], Any] = lambda: None
         self._lock = threading.Lock()
-        parameters = inspect.signature(type(module).forward).parameters
-        self._names = [name for name in parameters if name != "self"]
+        self._names = argument_names(type(module).forward)
         self._timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), None)
 
     @property
@@ -206,6 +205,8 @@ class TransformerState:
 
     def session(self, request: Request) -> Session:
         """The session of a request, made where it is missing."""
+        if self not in request.opened:
+            request.opened.append(self)
         with self._lock:
             if request.key in self.sessions:
                 self.sessions.move_to_end(request.key)
@@ -268,30 +269,51 @@ class TransformerState:
         """What tells this call from the others of its step."""
         variant = tuple(repr(given[name]) for name in self.rules.branch_arguments if given.get(name) is not None)
         name = self.branch.get()
-        if name is None and self.separate_cfg and not self.named and not variant:
-            name = session.clock.parity_branch(timestep, cfg_first=bool(self.config.cfg_compute_first))
+        if name is not None:
+            session.named = True
+        elif not session.named and not variant:
+            name = self._branch_by_turns(session, timestep)
         name = "default" if name is None else name
         return (name, *variant) if variant else name
 
-    def _read_timestep(self, session: Session, given: Mapping[str, Any]) -> float | None:
-        """The call's timestep where it can be had without waiting for a device, or where a request's end depends on it.
+    def _branch_by_turns(self, session: Session, timestep: float | None) -> str | None:
+        """The branch of an unnamed call where conditional and unconditional calls take turns, else None.
 
-        A static plan of known length reads nothing back; a pipeline tells by itself where a request begins.
+        They do where the record or the user says so, and where a pipeline calls its transformer again at the first
+        timestep: no scheduler does that.
         """
+        cfg_first = bool(self.config.cfg_compute_first)
+        unsaid = self.config.enable_separate_cfg is None and not session.counts_down
+        if not session.turns and not self.separate_cfg and unsaid and session.clock.at_unmoved_start(timestep):
+            session.take_turns(cfg_first=cfg_first)
+        if not (self.separate_cfg or session.turns):
+            return None
+        return session.clock.parity_branch(timestep, cfg_first=cfg_first)
+
+    def _read_timestep(self, session: Session, given: Mapping[str, Any]) -> float | None:
+        """The call's timestep, or None where it is unknown or reading it back from a device would be for nothing."""
         value = given.get(self._timestep) if self._timestep else None
         if not isinstance(value, torch.Tensor):
             return float(value) if isinstance(value, (int, float)) else None
         if value.numel() == 0 or value.is_meta:
             return None
-        planned = session.num_inference_steps is not None and self.config.is_static
-        if value.device.type != "cpu" and (planned or not session.counts_down):
+        if value.device.type != "cpu" and not self._depends_on_timestep(session):
             return None
         return float(value.max())
+
+    def _depends_on_timestep(self, session: Session) -> bool:
+        """Whether a timestep is worth waiting for: not under a static plan whose steps can be told apart without it."""
+        if not self.config.is_static:
+            return True
+        if session.counts_down:
+            return session.num_inference_steps is None
+        unnamed = self.branch.get() is None and not session.named
+        return unnamed and (self.separate_cfg or session.turns or session.clock.step < 1)
 
     @contextlib.contextmanager
     def branch_named(self, name: Hashable) -> Iterator[None]:
         """Calls inside belong to the branch ``name``."""
-        token, self.named = self.branch.set(name), True
+        token = self.branch.set(name)
         try:
             yield
         finally:
@@ -349,7 +371,7 @@ def cached_block(base: Any, metaclass: Any) -> type:
 
 def idle_module(base: Any, metaclass: Any) -> type:
     """The subclass of a module between blocks: it hands H back while the blocks around it are skipped."""
-    names = [name for name in inspect.signature(base.forward).parameters if name != "self"]
+    names = argument_names(base.forward)
 
     class IdleModule(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
         @functools.wraps(base.__call__)
@@ -380,11 +402,11 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
                     break
                 try:
                     output = super().__call__(*args, **kwargs)
+                    if state.end(forward):
+                        return output
                 except BaseException:
                     state.abandon(forward)
                     raise
-                if state.end(forward):
-                    return output
                 args, kwargs = forward.arguments
             return super().__call__(*args, **kwargs)
 
