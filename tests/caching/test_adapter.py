@@ -8,7 +8,15 @@ import pytest
 from torch import Tensor, nn
 
 import cache_dit
-from cache_dit import BlockAdapter, ConfigError, ForwardPattern, PatternMismatchError, UnsupportedModelError
+from cache_dit import (
+    BlockAdapter,
+    ConfigError,
+    DBCacheConfig,
+    ForwardPattern,
+    ParamsModifier,
+    PatternMismatchError,
+    UnsupportedModelError,
+)
 from cache_dit.caching import FakeDiffusionPipeline
 from tests.caching.toys import (
     FORMS,
@@ -325,3 +333,26 @@ def test_helpers_for_nested_lists() -> None:
         "single_transformer_blocks",
         "refiner",
     }
+
+
+def test_an_adapter_tells_whether_it_is_normalized_and_cached() -> None:
+    adapter = Toy("3").adapter()
+    assert not BlockAdapter.is_normalized(adapter)
+    with pytest.raises(ConfigError, match="normal form"):
+        BlockAdapter.assert_normalized(adapter)
+    cache_dit.enable_cache(adapter, static("FC"))
+    BlockAdapter.assert_normalized(adapter)
+    assert BlockAdapter.is_cached(adapter)
+    cache_dit.disable_cache(adapter)
+    assert not BlockAdapter.is_cached(adapter)
+
+
+def test_merged_lists_take_one_modifier_for_each_and_the_first_counts(caplog: pytest.LogCaptureFixture) -> None:
+    model = Toy("0", (2, 2))
+    modifiers = [
+        ParamsModifier(cache_config=DBCacheConfig().reset(residual_diff_threshold=value)) for value in (0.1, 0.3)
+    ]
+    cache_dit.enable_cache(model.adapter(merge=True), static("FC"), params_modifiers=modifiers)
+    stats = cache_dit.summary(model, logging=False)
+    assert stats[0].cache_options["cache_config"].residual_diff_threshold == 0.1
+    assert "the first list's modifier counts" in caplog.text

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from cache_dit.caching.attach import state_of
+from cache_dit.caching.nesting import as_list, flatten, listed_blocks, nested_depth, per_transformer, spread
 from cache_dit.caching.pattern import ENCODER, HIDDEN, JOINS, BlockIO, CallRules, ForwardPattern, Join
 from cache_dit.config.modifier import ParamsModifier
 from cache_dit.errors import ConfigError, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
 
 #: The block lists that ``auto=True`` considers, by the beginning of their names.
 BLOCK_PREFIXES = (
@@ -264,22 +270,30 @@ class BlockAdapter:
     @staticmethod
     def nested_depth(value: Any) -> int:
         """How deep lists are nested in ``value``: 0 for a scalar. A ``ModuleList`` is a scalar."""
-        if not isinstance(value, (list, tuple)):
-            return 0
-        return 1 + max((BlockAdapter.nested_depth(item) for item in value), default=0)
+        return nested_depth(value)
 
     @staticmethod
     def flatten(value: Any) -> list[Any]:
         """The scalars in nested lists, in order."""
-        if not isinstance(value, (list, tuple)):
-            return [value]
-        return [scalar for item in value for scalar in BlockAdapter.flatten(item)]
+        return flatten(value)
 
     @staticmethod
     def is_normalized(adapter: BlockAdapter) -> bool:
         """Whether transformers are a list, and everything about their blocks a list of lists."""
         described = (adapter.blocks, adapter.blocks_name, adapter.forward_pattern)
         return isinstance(adapter.transformer, list) and all(BlockAdapter.nested_depth(x) == 2 for x in described)
+
+    @staticmethod
+    def assert_normalized(adapter: BlockAdapter) -> None:
+        """Raise ``ConfigError`` unless an adapter is in its normal form."""
+        if not BlockAdapter.is_normalized(adapter):
+            raise ConfigError("this BlockAdapter is not in its normal form: call BlockAdapter.normalize(adapter) first")
+
+    @staticmethod
+    def is_cached(adapter: Any) -> bool:
+        """Whether a cache is on an adapter's transformers, on a pipeline, or on a transformer."""
+        held = as_list(adapter.transformer) if isinstance(adapter, BlockAdapter) else [adapter]
+        return any(state_of(module) is not None for module in held)
 
     @staticmethod
     def normalize(adapter: BlockAdapter, unique: bool = True) -> BlockAdapter:
@@ -294,11 +308,11 @@ class BlockAdapter:
         if adapter.blocks_name is None:
             adapter.blocks_name = _names_by_identity(adapter)
         transformers = as_list(adapter.transformer)
-        blocks = _per_transformer(_listed_blocks(adapter.blocks), len(transformers), "blocks")
+        blocks = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
         adapter.transformer, adapter.blocks = transformers, blocks
         for name in ("forward_pattern", "blocks_name"):
-            value = _per_transformer(getattr(adapter, name), len(transformers), name)
-            setattr(adapter, name, [_spread(v, len(b), name) for v, b in zip(value, blocks, strict=True)])
+            value = per_transformer(getattr(adapter, name), len(transformers), name)
+            setattr(adapter, name, [spread(v, len(b), name) for v, b in zip(value, blocks, strict=True)])
         adapter.dummy_blocks_names = adapter.dummy_blocks_names or [[] for _ in transformers]
         if unique and not adapter.unique_blocks_name:
             adapter.unique_blocks_name = [
@@ -344,10 +358,16 @@ class BlockAdapter:
                 raise ConfigError(
                     f"a {type(modifier).__name__} is no modifier: pass ParamsModifier(cache_config=…) or a list of them"
                 )
-        chains = len(self.blocks) if self.merge else sum(map(len, self.blocks))
-        if len(given) > chains:
-            raise ConfigError(f"{len(given)} params_modifiers for {chains} block lists: pass at most one for each")
-        return given + [None] * (chains - len(given))
+        lists = sum(map(len, self.blocks))
+        if len(given) > lists:
+            raise ConfigError(f"{len(given)} params_modifiers for {lists} block lists: pass at most one for each")
+        if not self.merge:
+            return given + [None] * (lists - len(given))
+        if len(given) > len(self.blocks):  # one per list, as for lists that are chains of their own
+            logger.warning("cache_dit: merged block lists share one decision: the first list's modifier counts")
+            firsts = itertools.accumulate(map(len, self.blocks), initial=0)
+            given = [given[first] for first in firsts if first < len(given)]
+        return given[: len(self.blocks)] + [None] * (len(self.blocks) - len(given))
 
     def _streams(self) -> list[tuple[str, str]]:
         lists = sum(map(len, self.blocks))
@@ -379,58 +399,10 @@ def block_io(block: torch.nn.Module, blocks: BlockList, *, strict: bool) -> Bloc
     return BlockIO(type(inner), blocks.pattern, hidden=hidden, encoder=encoder, strict=strict)
 
 
-def as_list(value: Any) -> list[Any]:
-    """A list as it is, None as an empty one, anything else in a list of its own."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential))
-
-
-def _listed_blocks(blocks: Any) -> Any:
-    """Plain lists of blocks become one ModuleList-like scalar each; nested lists of block lists stay."""
-    if isinstance(blocks, torch.nn.ModuleDict):
-        return torch.nn.ModuleList(blocks.values())
-    if not isinstance(blocks, (list, tuple)):
-        return blocks
-    if blocks and all(isinstance(item, torch.nn.Module) and not _is_container(item) for item in blocks):
-        return torch.nn.ModuleList(blocks)
-    return [_listed_blocks(item) for item in blocks]
-
-
-def _per_transformer(value: Any, count: int, name: str) -> list[list[Any]]:
-    """One list for each transformer."""
-    depth = BlockAdapter.nested_depth(value)
-    if depth == 0:
-        return [[value] for _ in range(count)]
-    if depth == 2:
-        if len(value) != count:
-            raise ConfigError(f"{name} has {len(value)} lists for {count} transformers: pass one list for each")
-        return [list(item) for item in value]
-    if depth > 2:
-        raise ConfigError(f"{name} is nested {depth} deep: pass a list of lists at most")
-    if count == 1:
-        return [list(value)]
-    if len(value) != count:
-        raise ConfigError(f"{name} has {len(value)} items for {count} transformers: pass one for each, or lists")
-    return [[item] for item in value]
-
-
-def _spread(values: list[Any], count: int, name: str) -> list[Any]:
-    if len(values) == 1 and count > 1:
-        return values * count
-    if len(values) != count:
-        raise ConfigError(f"{name} has {len(values)} items for {count} block lists: pass one for each, or one for all")
-    return values
-
-
 def _names_by_identity(adapter: BlockAdapter) -> list[list[str]]:
     """The attribute names of an adapter's block lists."""
     transformers = as_list(adapter.transformer)
-    lists = _per_transformer(_listed_blocks(adapter.blocks), len(transformers), "blocks")
+    lists = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
     return [
         [_name_of(transformer, blocks, index) for index, blocks in enumerate(of_transformer)]
         for transformer, of_transformer in zip(transformers, lists, strict=True)

@@ -10,18 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline, Target, as_list
+from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline, Target
 from cache_dit.caching.attach import put_on, state_of, take_off
 from cache_dit.caching.build import build_state, rebuild_state
+from cache_dit.caching.dress import cached_block, cached_transformer, idle_module, named_transformer
+from cache_dit.caching.nesting import as_list
 from cache_dit.caching.pipeline import PipelineState, cached_pipeline
 from cache_dit.caching.stats import CacheStats, chain_stats, report, strify_options, strify_stats
-from cache_dit.caching.transformer import (
-    TransformerState,
-    cached_block,
-    cached_transformer,
-    idle_module,
-    named_transformer,
-)
+from cache_dit.caching.transformer import TransformerState
 from cache_dit.config.base import unknown_key
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig

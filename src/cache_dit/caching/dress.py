@@ -1,0 +1,100 @@
+"""What the subclasses of a block's and a transformer's class add to it: where the model's calls meet the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from cache_dit.caching.attach import STATE
+from cache_dit.caching.chain import run_block
+from cache_dit.caching.pattern import argument_names
+
+
+def cached_block(base: Any, metaclass: Any) -> type:
+    """The subclass of a block's class: asks its chain whether to compute."""
+
+    class CachedBlock(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            role = self.__dict__.get(STATE)
+            run = None if role is None else role.current.run
+            if role is None or run is None:
+                return super().__call__(*args, **kwargs)
+            return run_block(role, run, super().__call__, args, kwargs)
+
+    return CachedBlock
+
+
+def idle_module(base: Any, metaclass: Any) -> type:
+    """The subclass of a module between blocks: it hands H back while the blocks around it are skipped."""
+    names = argument_names(base.forward)
+
+    class IdleModule(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            role = self.__dict__.get(STATE)
+            if role is None or not role.idles():
+                return super().__call__(*args, **kwargs)
+            return kwargs[role.argument] if role.argument in kwargs else args[names.index(role.argument)]
+
+    return IdleModule
+
+
+def cached_transformer(base: Any, metaclass: Any) -> type:
+    """The subclass of a transformer's class: a step begins and ends here.
+
+    ``__call__`` itself is never traced, what it calls is: the step's number stays outside of compiled code.
+    """
+
+    class CachedTransformer(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            state = self.__dict__.get(STATE)
+            forward = None
+            while state is not None:
+                forward = state.begin(self, args, kwargs, again=forward)
+                if forward is None:
+                    break
+                try:
+                    output = super().__call__(*args, **kwargs)
+                    if state.end(forward):
+                        return output
+                except BaseException:
+                    state.abandon(forward)
+                    raise
+                args, kwargs = forward.arguments
+            return super().__call__(*args, **kwargs)
+
+    if hasattr(base, "cache_context"):
+        CachedTransformer.cache_context = _cache_context(CachedTransformer)
+    return CachedTransformer
+
+
+def named_transformer(base: Any, metaclass: Any) -> type:
+    """The subclass of a compiled transformer's inner class: only ``cache_context``, since its caller is the wrapper."""
+
+    class NamedTransformer(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        pass
+
+    if hasattr(base, "cache_context"):
+        NamedTransformer.cache_context = _cache_context(NamedTransformer)
+    return NamedTransformer
+
+
+def _cache_context(owner: Any) -> Callable[..., Any]:
+    """diffusers' ``cache_context`` for a subclass: the branch's name reaches the cache too."""
+
+    @contextlib.contextmanager
+    def cache_context(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        state = self.__dict__.get(STATE)
+        name = args[0] if args else kwargs.get("name")
+        named = contextlib.nullcontext() if state is None else state.branch_named(name)
+        with named, super(owner, self).cache_context(*args, **kwargs):
+            yield
+
+    return cache_context
