@@ -1,6 +1,7 @@
 """The benchmark of the wrapper's cost: that it measures what it says. Its times are not tested."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,15 @@ import torch
 
 from bench import overhead
 from bench.common import QUICK, make_inputs, make_transformer, median_ratio, ratio_of_medians, twin, without_blocks
+
+
+@pytest.fixture(autouse=True)
+def same_log_level() -> Iterator[None]:
+    """The benchmark silences the package's log; the tests after it read it."""
+    logger = logging.getLogger("cache_dit")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(autouse=True)

@@ -356,3 +356,28 @@ def test_merged_lists_take_one_modifier_for_each_and_the_first_counts(caplog: py
     stats = cache_dit.summary(model, logging=False)
     assert stats[0].cache_options["cache_config"].residual_diff_threshold == 0.1
     assert "the first list's modifier counts" in caplog.text
+
+
+H, E = "hidden_states", "encoder_hidden_states"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "only", "forward_only", "reads", "gives"),
+    [
+        ("Pattern_0", True, False, False, [H, E], [H, E]),
+        ("Pattern_1", False, False, False, [H, E], [E, H]),
+        ("Pattern_2", False, True, False, [H, E], [H]),
+        ("Pattern_3", False, True, True, [H], [H]),
+        ("Pattern_4", True, False, True, [H], [H, E]),
+        ("Pattern_5", False, False, True, [H], [E, H]),
+    ],
+)
+def test_the_patterns_say_what_goes_in_and_what_comes_out(
+    name: str, first: bool, only: bool, forward_only: bool, reads: list[str], gives: list[str]
+) -> None:
+    pattern = ForwardPattern[name]
+    assert pattern.value == (first, only, forward_only, reads, gives, True)
+    assert (pattern.Return_H_First, pattern.Return_H_Only, pattern.Forward_H_only) == (first, only, forward_only)
+    assert (pattern.In, pattern.Out, pattern.Supported) == (reads, gives, True)
+    assert pattern in ForwardPattern.supported_patterns()
+    assert len(ForwardPattern) == 6

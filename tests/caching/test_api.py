@@ -164,6 +164,14 @@ def test_cache_type_none_takes_the_cache_off() -> None:
     assert cache_dit.strify(model) == "NONE"
 
 
+def test_a_sparse_configuration_is_completed_by_the_defaults() -> None:
+    model = Toy("0")
+    cache_dit.enable_cache(model.adapter(), DBCacheConfig().reset(Fn_compute_blocks=1))
+    assert options_of(model).cache == DBCacheConfig(Fn_compute_blocks=1)
+    denoise(model, loop(4))
+    assert line(model) == "FFFF"
+
+
 def test_flat_options_still_work_with_a_warning() -> None:
     model = Toy("0")
     with pytest.warns(DeprecationWarning, match="Fn_compute_blocks"):
@@ -248,6 +256,15 @@ def _unlike(model: Toy) -> BlockAdapter:
     return model.adapter()
 
 
+class FinalPipe:
+    """A pipeline whose class cannot be subclassed."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        raise TypeError("final")
+
+    def __call__(self) -> None: ...
+
+
 WRONG: dict[str, tuple[Callable[[Toy], Any], type[Exception], str]] = {
     "a string": (lambda m: cache_dit.enable_cache("flux"), UnsupportedModelError, "cannot cache a builtins.str"),
     "None": (lambda m: cache_dit.enable_cache(None), UnsupportedModelError, "pass a DiffusionPipeline"),
@@ -322,6 +339,11 @@ WRONG: dict[str, tuple[Callable[[Toy], Any], type[Exception], str]] = {
         UnsupportedModelError,
         "Final cannot be intercepted",
     ),
+    "a pipeline that cannot be intercepted": (
+        lambda m: cache_dit.enable_cache(m.adapter(pipe=FinalPipe()), static("FC")),
+        UnsupportedModelError,
+        "FinalPipe cannot be intercepted",
+    ),
     "a second transformer that cannot be intercepted": (
         lambda m: cache_dit.enable_cache(_with_an_unlike_one(m), static("FC")),
         UnsupportedModelError,
@@ -373,6 +395,36 @@ def test_what_is_wrong_is_a_typed_error_and_changes_nothing(wrong: str, before: 
     assert identical(classes(model), plain)
     assert same(denoise(model, loop(4)), expected)
     assert (lines(model) == {"default": "FCFC"}) if before == "cached" else (cache_dit.strify(model) == "NONE")
+
+
+class Pipe:
+    """A pipeline of one transformer."""
+
+    def __init__(self) -> None:
+        self.transformer = Toy("0")
+
+    def __call__(self, num_inference_steps: int = 4) -> list[Tensor]:
+        return denoise(self.transformer, loop(num_inference_steps))
+
+
+@pytest.mark.parametrize("before", ["plain", "cached"])
+def test_a_pipeline_is_as_before_where_its_transformer_cannot_be_intercepted(before: str) -> None:
+    pipe = Pipe()
+    if before == "cached":
+        cache_dit.enable_cache(pipe.transformer.adapter(pipe=pipe), static("FCFC"))
+    expected, state = pipe(), state_of(pipe)
+    kept = type(pipe), *classes(pipe.transformer)
+    wrong = _unlike(pipe.transformer)
+    wrong.pipe = pipe
+    with pytest.raises(UnsupportedModelError, match="Final cannot be intercepted"):
+        cache_dit.enable_cache(wrong, static("FFFC"))
+    pipe.transformer.blocks = pipe.transformer.blocks[:5]
+    assert identical([type(pipe), *classes(pipe.transformer)], list(kept))
+    assert state_of(pipe) is state
+    assert same(pipe(), expected)
+    cache_dit.disable_cache(pipe)
+    assert type(pipe) is Pipe
+    assert type(pipe.transformer) is Toy
 
 
 # -- refresh_context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from tests.caching.toys import (
     FORMS,
     TEXT,
     WIDTH,
+    OptionalToy,
     PairBlock,
     SoloBlock,
     Toy,
@@ -174,6 +176,31 @@ def test_a_run_of_nan_says_so() -> None:
     assert cache_dit.summary(model, logging=False)[0].residual_diffs == {}
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("stream", ["H", "E"])
+@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_value_that_is_not_finite_in_the_middle_alone_is_a_miss_and_is_forgotten(
+    order: int, step: int, stream: str, bad: float
+) -> None:
+    model = Toy("0")
+    inputs = stream_inputs()
+    expected = model(*inputs)
+    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+    cache_dit.enable_cache(model.adapter(), dynamic(max_warmup_steps=3), calibrator)
+    outputs = frozen_run(model, inputs, step)
+    spoil = model.blocks[-1].register_forward_hook(
+        lambda module, args, output: (output[0] * bad, output[1]) if stream == "H" else (output[0], output[1] * bad)
+    )
+    broken = frozen_run(model, inputs, 1)
+    spoil.remove()
+    outputs += frozen_run(model, inputs, 7 - step)
+    assert not broken[0].isfinite().all()
+    assert close(outputs, expected)
+    kept = max(order, 1) + 1 if order else 1  # the computed steps that a prediction is made of
+    assert line(model) == ("FFFFCCCC" if step + kept >= 3 else "FFFCCCCC")
+
+
 CHANGES = {
     "tokens": lambda streams: (streams[0][:, 1:], streams[1]),
     "text tokens": lambda streams: (streams[0], streams[1][:, 1:]),
@@ -202,6 +229,25 @@ def test_a_shape_that_changes_at_a_would_be_skip_is_computed(config: DBCacheConf
     measured = not config.is_static and config.residual_diff_threshold < 1
     allowed = {"shape", "threshold"} if measured and change == "text tokens" else {"shape"}  # text moves F's part too
     assert {whys[2], whys[4]} <= allowed
+
+
+@pytest.mark.parametrize("first", ["with", "without"])
+@pytest.mark.parametrize(
+    "config",
+    [static("FCCCCC"), static("FCCCCC", Fn_compute_blocks=0), dynamic(), dynamic(residual_diff_threshold=1.0)],
+    ids=["static", "static F0", "measured", "unmeasured"],
+)
+def test_text_that_appears_or_vanishes_at_a_would_be_skip_is_computed(config: DBCacheConfig, first: str) -> None:
+    model = OptionalToy()
+    given = [stream_inputs(), stream_inputs()[:1]]
+    if first == "without":
+        given.reverse()
+    expected = [frozen_run(model, inputs, 1)[0] for inputs in given]
+    cache_dit.enable_cache(model.adapter(), config)
+    order = [0, 0, 1, 1, 0, 0]
+    outputs = [frozen_run(model, given[place], 1)[0] for place in order]
+    assert line(model) == "FCFCFC"
+    assert all(close([output], expected[place]) for place, output in zip(order, outputs, strict=True))
 
 
 def test_a_dtype_that_changes_at_a_would_be_skip_is_computed() -> None:
@@ -252,6 +298,71 @@ def test_tokens_that_vanish_inside_the_middle(
         assert line(model) == "FFFFFF"
         assert "so nothing can be predicted for them" in (reason(model) or "")
         assert cache_dit.summary(model, logging=False)[0].peak_bytes == 0
+
+
+class Casts(SoloBlock):
+    """Computes in float32 whatever it is given, and hands out what it is told to."""
+
+    out: Any = torch.float32
+
+    def forward(self, hidden_states: Tensor, scale: float = 1.0) -> Any:
+        if hidden_states.is_meta:
+            hidden_states = torch.zeros(hidden_states.shape)
+        return super().forward(hidden_states.float(), scale).to(self.out)
+
+
+@pytest.mark.parametrize("kept", ["residual", "hidden_states"])
+@pytest.mark.parametrize(
+    ("place", "out", "refused"),
+    [
+        (0, torch.bfloat16, True),
+        (1, torch.bfloat16, False),
+        (2, "meta", False),
+        (3, torch.bfloat16, True),
+        (3, torch.float64, True),
+        (3, "meta", True),
+        (4, torch.bfloat16, False),
+    ],
+    ids=str,
+)
+def test_a_middle_that_gives_another_dtype_or_device_than_it_is_given_is_refused(
+    place: int, refused: bool, out: Any, kept: str
+) -> None:
+    model = Toy("3")
+    for block in model.blocks:
+        block.__class__ = Casts
+    model.blocks[place].out = out
+    model.leave = nn.Identity()
+    inputs = stream_inputs(model)
+    expected = frozen_run(model, inputs, 1)[0]
+    calibrator = TaylorSeerCalibratorConfig(calibrator_cache_type=kept)
+    cache_dit.enable_cache(model.adapter(), static("FCFCCC", Bn_compute_blocks=1), calibrator)
+    outputs = frozen_run(model, inputs, 6)
+    assert {output.dtype for output in outputs} == {expected.dtype}
+    assert line(model) == ("FFFFFF" if refused else "FCFCCC")
+    if refused:
+        assert expected.is_meta or same(outputs, [expected] * 6)
+        assert "so nothing can be predicted for them" in (reason(model) or "")
+        assert cache_dit.summary(model, logging=False)[0].peak_bytes == 0
+    else:
+        assert expected.is_meta or close(outputs, expected, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("kept", ["residual", "hidden_states"])
+def test_a_middle_that_gives_text_of_another_dtype_is_refused(kept: str) -> None:
+    class CastsText(PairBlock):
+        def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, scale: float = 1.0) -> Any:
+            hidden, encoder = super().forward(hidden_states, encoder_hidden_states.float(), scale)
+            return hidden, encoder.double()
+
+    model = Toy("0")
+    model.blocks[3].__class__ = model.blocks[4].__class__ = CastsText
+    inputs = stream_inputs()
+    expected = model(*inputs)
+    calibrator = TaylorSeerCalibratorConfig(calibrator_cache_type=kept)
+    cache_dit.enable_cache(model.adapter(), static("FCFC", Bn_compute_blocks=1), calibrator)
+    assert same(frozen_run(model, inputs, 4), [expected] * 4)
+    assert "so nothing can be predicted for them" in (reason(model) or "")
 
 
 # -- who is called, and how often
@@ -479,6 +590,10 @@ class StrangeModel(nn.Module):
         (ForwardPattern.Pattern_2, lambda h, e: (h, e), "a tuple of (a tensor"),
         (ForwardPattern.Pattern_3, lambda h, e: (h, e), "a tuple of (a tensor"),
         (ForwardPattern.Pattern_3, lambda h, e: {"sample": h}, "builtins.dict"),
+        (ForwardPattern.Pattern_0, lambda h, e: (h, [e]), "a list of (a tensor"),
+        (ForwardPattern.Pattern_0, lambda h, e: (h, SimpleNamespace(text=e)), "types.SimpleNamespace"),
+        (ForwardPattern.Pattern_2, lambda h, e: (h, (h, e)), "a tuple of (a tensor"),
+        (ForwardPattern.Pattern_3, lambda h, e: (h, {"keys": h}), "builtins.dict"),
     ],
 )
 @pytest.mark.parametrize("front", [0, 1])
@@ -495,6 +610,29 @@ def test_a_result_that_does_not_fit_is_an_error_at_the_first_computed_step(
     assert seen in message
     assert pattern.name in message
     assert ", ".join(pattern.Out) in message
+
+
+@pytest.mark.parametrize("second", [None, "note", 3, 0.5, True, ()], ids=repr)
+@pytest.mark.parametrize("pattern", ["2", "3", "4", "5"])
+def test_a_second_item_that_holds_no_tensor_is_handed_out_again(pattern: str, second: Any) -> None:
+    seen: list[Any] = []
+
+    class Notes(Toy):
+        def step(self, block: nn.Module, hidden: Tensor, encoder: Any) -> tuple[Tensor, Any]:
+            result = self.call(block, hidden, encoder)
+            hidden, note = result[::-1] if pattern == "5" else result
+            seen.append(note)
+            return hidden, encoder
+
+    model = Notes(pattern)
+    for block in model.blocks:
+        block.give = lambda h, e: (second, h) if pattern == "5" else (h, second)
+    inputs = stream_inputs(model)
+    expected = model(*inputs)
+    cache_dit.enable_cache(model.adapter(), static(LINE))
+    assert close(frozen_run(model, inputs, len(LINE)), expected)
+    assert line(model) == LINE
+    assert seen == [second] * 5 * (1 + len(LINE))
 
 
 class Anything(nn.Module):
@@ -571,6 +709,36 @@ def test_streams_of_other_names_at_other_places(keywords: bool) -> None:
     expected = model(*inputs)
     cache_dit.enable_cache(model.adapter(stream_names=("x", "y"), check_forward_pattern=True), static(LINE))
     assert close(frozen_run(model, inputs, len(LINE)), expected)
+
+
+class OtherwiseNamed(PairBlock):
+    """Calls itself ``block``."""
+
+    def forward(block, hidden_states: Tensor, encoder_hidden_states: Tensor, scale: float = 1.0) -> Any:
+        return PairBlock.forward(block, hidden_states, encoder_hidden_states, scale)
+
+
+class OtherwiseNamedModel(Toy):
+    """Calls itself ``model``."""
+
+    def forward(model, hidden_states: Tensor, encoder_hidden_states: Any = None, timestep: Any = None) -> Tensor:
+        return Toy.forward(model, hidden_states, encoder_hidden_states, timestep)
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+@pytest.mark.parametrize("config", [static(LINE), dynamic(residual_diff_threshold=0.3)], ids=["static", "measured"])
+def test_a_forward_that_calls_itself_something_else_than_self(config: DBCacheConfig, keywords: bool) -> None:
+    usual, other = Toy("0", keywords=keywords), OtherwiseNamedModel("0", keywords=keywords)
+    for block in other.blocks:
+        block.__class__ = OtherwiseNamed
+    for model in (usual, other):
+        cache_dit.enable_cache(model.adapter(), config)
+    for seed in range(2):  # without its timestep, the second run would be taken for more of the first
+        outputs = [denoise(model, loop(6), seed=seed) for model in (usual, other)]
+        assert same(*outputs)
+        assert line(usual) == line(other)
+        assert len(line(other)) == 6
+        assert "C" in line(other)
 
 
 # -- instances and classes of all kinds

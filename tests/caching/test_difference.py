@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,3 +41,27 @@ def test_a_difference_is_not_measured_below_single_precision() -> None:
 def test_what_cannot_be_compared_gives_none(other: torch.Tensor | None) -> None:
     assert relative_l1(torch.ones(2), other) is None
     assert relative_l1(other, torch.ones(2)) is None
+
+
+@pytest.fixture(params=["alone", "in a group"])
+def group(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """None, or a group of this process."""
+    if request.param == "alone":
+        yield None
+        return
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_sick_snapshot_gives_a_difference_that_is_not_finite(group: Any, bad: float) -> None:
+    previous, current = torch.tensor([1.0, -3.0]), torch.tensor([2.0, -3.0])
+    assert relative_l1(previous, current, group) == 0.25
+    assert relative_l1(previous, current, group, health=torch.tensor(7.0)) == 0.25
+    assert not math.isfinite(relative_l1(previous, current, group, health=torch.tensor(bad)))
+
+
+def test_what_cannot_be_compared_gives_none_whatever_its_health(group: Any) -> None:
+    assert relative_l1(None, torch.ones(2), group, health=None) is None
+    assert relative_l1(torch.ones(3), torch.ones(2), group, health=torch.tensor(math.nan)) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
 import cache_dit
-from cache_dit import DBCacheConfig
+from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 from cache_dit.caching.attach import state_of
 from tests.caching.toys import (
     TEXT,
@@ -283,3 +283,87 @@ def test_frozen_guidance_gives_the_true_outputs() -> None:
         for branch in "cu":
             with torch.no_grad(), model.cache_context(branch):
                 assert close([model(hidden, text(branch), None)], expected[branch])
+
+
+def test_names_in_one_session_leave_the_turns_of_another_alone() -> None:
+    model = guided(static("FCFCFC", enable_separate_cfg=True))
+    plan = PLANS["cond first"]
+    with cache_dit.session("named"):
+        guide(model, plan[:3], named=True, timesteps=loop(STEPS)[:3])
+    with cache_dit.session("unnamed"):
+        guide(model, plan, named=False, timesteps=loop(STEPS))
+    assert lines(model) == {"cond": "FCFCFC", "uncond": "FCFCFC"}
+    with cache_dit.session("named"):
+        guide(model, plan[3:], named=True, timesteps=loop(STEPS)[3:])
+    assert {len(session.lanes) for session in state_of(model).sessions.values()} == {2}
+
+
+# -- pipelines that call twice and give no names
+
+
+class Pipe:
+    """A denoising loop that makes the calls of a plan, without names."""
+
+    def __init__(self, config: DBCacheConfig, **described: Any) -> None:
+        self.transformer = Guided("0")
+        adapter = self.transformer.adapter(pipe=self, **described)
+        cache_dit.enable_cache(adapter, config, TaylorSeerCalibratorConfig())
+
+    def __call__(
+        self, plan: Sequence[str], timesteps: Sequence[float | None], num_inference_steps: int = STEPS
+    ) -> dict[str, list[Tensor]]:
+        return guide(self.transformer, plan, named=False, timesteps=timesteps)
+
+
+UNSAID: dict[str, Callable[..., DBCacheConfig]] = {
+    "static": lambda **options: static("FFCFCC", **options),
+    "measured": lambda **options: dynamic(residual_diff_threshold=0.25, max_continuous_cached_steps=2, **options),
+}
+
+
+@pytest.mark.parametrize("config", UNSAID)
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if "first" in plan])
+def test_a_pipeline_that_calls_twice_a_step_is_taken_to_be_guided(plan: str, config: str) -> None:
+    options: dict[str, Any] = {"cfg_compute_first": "uncond first" in plan}
+    if options["cfg_compute_first"]:
+        options["cfg_diff_compute_separate"] = False
+    unsaid = Pipe(UNSAID[config](**options))
+    said = Pipe(UNSAID[config](**options, enable_separate_cfg=True))
+    for _ in range(2):
+        outputs, expected = (pipe(PLANS[plan], loop(STEPS)) for pipe in (unsaid, said))
+        assert lines(unsaid.transformer) == lines(said.transformer)
+        assert lines(unsaid.transformer).keys() == {"cond", "uncond"}
+        assert len(lines(unsaid.transformer)["cond"]) == STEPS
+        assert "C" in lines(unsaid.transformer)["cond"]
+        assert all(same(outputs[branch], expected[branch]) for branch in "cu")
+
+
+def test_a_pipeline_that_calls_twice_a_step_is_not_guided_where_the_option_says_so() -> None:
+    pipe = Pipe(static("FCFCFCFCFCFC", enable_separate_cfg=False))
+    pipe(PLANS["cond first"], loop(STEPS))
+    assert lines(pipe.transformer) == {"default": "FCFCFCFCFCFC"}
+
+
+def test_a_pipeline_that_calls_once_a_step_has_one_branch() -> None:
+    pipe = Pipe(static("FCFCFC"))
+    pipe(["c"] * STEPS, loop(STEPS))
+    assert lines(pipe.transformer) == {"default": "FCFCFC"}
+
+
+#: The timesteps of a scheduler of second order, which calls twice at each but the first.
+HEUN = [1.0, 0.8, 0.8, 0.6, 0.6, 0.4]
+
+
+def test_a_scheduler_that_calls_twice_at_later_timesteps_is_no_guidance() -> None:
+    pipe = Pipe(static("FCFCFC"))
+    for _ in range(2):
+        pipe(["c"] * STEPS, HEUN, num_inference_steps=4)
+        assert lines(pipe.transformer) == {"default": "FCFCFC"}
+
+
+@pytest.mark.parametrize("separate", [None, True])
+def test_guidance_under_a_scheduler_that_calls_twice_at_later_timesteps(separate: bool | None) -> None:
+    pipe = Pipe(static("FCFCFC", enable_separate_cfg=separate))
+    for _ in range(2):
+        pipe(PLANS["cond first"], HEUN, num_inference_steps=4)
+        assert lines(pipe.transformer) == {"cond": "FCFCFC", "uncond": "FCFCFC"}

@@ -18,8 +18,22 @@ from torch import Tensor
 import cache_dit
 from cache_dit import DBCacheConfig, SessionError, TaylorSeerCalibratorConfig
 from cache_dit.caching.attach import state_of
+from cache_dit.caching.session import LaneRun
 from cache_dit.caching.transformer import MAX_OPEN_REQUESTS
-from tests.caching.toys import Toy, close, counted, denoise, dynamic, line, lines, loop, same, static, stream_inputs
+from tests.caching.toys import (
+    OptionalToy,
+    Toy,
+    close,
+    counted,
+    denoise,
+    dynamic,
+    line,
+    lines,
+    loop,
+    same,
+    static,
+    stream_inputs,
+)
 
 STEPS = 8
 TAYLOR = TaylorSeerCalibratorConfig()
@@ -143,6 +157,23 @@ def test_what_a_failed_forward_gathered_is_freed() -> None:
     assert live_bytes(model) == 0
 
 
+def test_a_forward_that_fails_after_its_last_block_leaves_no_request_open(
+    config: DBCacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cached(config)
+    denoise(model, loop(STEPS)[:2], seed=1)
+
+    def fail(run: LaneRun) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(LaneRun, "commit", fail)
+        denoise(model, loop(STEPS)[2:], seed=1)
+    assert not state_of(model).sessions
+    assert live_bytes(model) == 0
+    assert same(denoise(model, loop(STEPS)), alone(config))
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -236,6 +267,34 @@ def test_interleaved_sessions_of_unlike_shapes_and_lengths(config: DBCacheConfig
         outputs[name].append(next(runs[name]))
     assert same(outputs["a"], by_itself(config, seed=0))
     assert same(outputs["b"], by_itself(config, seed=1, steps=5))
+
+
+@pytest.mark.parametrize("order", ["wo" * STEPS, "ow" * STEPS, "w" * 3 + "o" * STEPS + "w" * 5])
+def test_interleaved_sessions_with_and_without_text_give_what_each_gives_alone(
+    ended: DBCacheConfig, order: str
+) -> None:
+    def steps(model: Toy, name: str) -> Iterator[Tensor]:
+        hidden, encoder = stream_inputs(seed=ord(name))
+        for timestep in loop(STEPS):
+            with torch.no_grad(), cache_dit.session(name):
+                output = model(hidden, encoder if name == "w" else None, timestep)
+            hidden = hidden + 0.1 * output
+            yield output
+
+    def made() -> Toy:
+        model = OptionalToy()
+        cache_dit.enable_cache(model.adapter(), ended, TAYLOR)
+        return model
+
+    model = made()
+    runs = {name: steps(model, name) for name in "wo"}
+    outputs: dict[str, list[Tensor]] = {"w": [], "o": []}
+    for name in order:
+        outputs[name].append(next(runs[name]))
+    for name in "wo":
+        other = made()
+        assert same(outputs[name], list(steps(other, name)))
+        assert "C" in line(other)
 
 
 def test_a_run_outside_of_sessions_beside_one_in_a_session(ended: DBCacheConfig) -> None:
@@ -382,6 +441,46 @@ def live_bytes(model: Toy) -> int:
     """Bytes of all tensors that the cache of a model holds."""
     state = state_of(model)
     return sum(session.nbytes for session in {*state.sessions.values(), state.latest})
+
+
+def test_a_session_that_is_closed_is_freed_on_every_transformer_it_was_seen_on() -> None:
+    models = [cached(static("FFCC")) for _ in range(2)]
+    with cache_dit.session("kept"):
+        denoise(models[0], loop(4)[:2], seed=1)
+    kept = live_bytes(models[0])
+    with cache_dit.session("given up") as request:
+        for model in models:
+            denoise(model, loop(4)[:2])
+    assert (live_bytes(models[0]), live_bytes(models[1])) == (2 * kept, kept)
+    request.close()
+    assert (live_bytes(models[0]), live_bytes(models[1])) == (kept, 0)
+    assert [key[1] for model in models for key in state_of(model).sessions] == ["kept"]
+    with cache_dit.session("given up"):
+        denoise(models[0], loop(4))
+    assert line(models[0]) == "FFCC"
+
+
+def test_a_transformer_cached_on_its_own_keeps_nothing_of_a_pipeline_s_calls() -> None:
+    class Pipe:
+        """A loop over two transformers."""
+
+        def __init__(self) -> None:
+            self.transformer, self.other = Toy("0"), Toy("0")
+
+        def __call__(self, num_inference_steps: int = 4) -> None:
+            for step in loop(num_inference_steps):
+                denoise(self.transformer, [step])
+                denoise(self.other, [step])
+
+    pipe = Pipe()
+    cache_dit.enable_cache(pipe.transformer.adapter(pipe=pipe), static("FFCC"))
+    cache_dit.enable_cache(pipe.other.adapter(), static("FFCC"))
+    for _ in range(3):
+        pipe()
+        assert not state_of(pipe.transformer).sessions
+        assert not state_of(pipe.other).sessions
+        assert live_bytes(pipe.other) == 0
+        assert line(pipe.transformer) == line(pipe.other) == "FFCC"
 
 
 def tensors_alive() -> int:

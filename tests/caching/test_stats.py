@@ -106,6 +106,58 @@ def test_the_number_of_blocks_executed_is_what_the_line_says(front: int, back: i
     assert stats.ideal_speedup == 30 / stats.executed_blocks
 
 
+@pytest.mark.parametrize("left_out", [2, 4])
+def test_blocks_that_the_loop_leaves_out_are_not_possible_ones(left_out: int) -> None:
+    class Leaves(Toy):
+        @property
+        def all_blocks(self) -> list[torch.nn.Module]:
+            return [block for place, block in enumerate(self.blocks) if place != left_out]
+
+    model = Leaves("0")
+    cache_dit.enable_cache(model.adapter(), static("FFCC"))
+    denoise(model, loop(4))
+    assert line(model) == "FFCC"
+    assert (stats_of(model).executed_blocks, stats_of(model).possible_blocks) == (2 * 4 + 2, 4 * 4)
+
+
+@pytest.mark.parametrize("first", ["cond", "uncond"])
+def test_the_cfg_fields_are_those_of_the_unconditional_branch_whichever_comes_first(first: str) -> None:
+    model = Toy("0")
+    order = {"cfg_compute_first": True, "cfg_diff_compute_separate": False} if first == "uncond" else {}
+    cache_dit.enable_cache(model.adapter(), static("FCFC", enable_separate_cfg=True, **order))
+    for timestep in loop(3):
+        denoise(model, [timestep] * 2)
+    denoise(model, [0.1])  # the second call of the last step is left out
+    stats = stats_of(model)
+    assert list(stats.steps_line) == [first, "uncond" if first == "cond" else "cond"]
+    assert (stats.cached_steps, stats.cfg_cached_steps) == (([1, 3], [1]) if first == "cond" else ([1], [1, 3]))
+
+
+def test_the_cfg_fields_tell_uncond_from_cond_by_name() -> None:
+    model = Toy("0")
+    cache_dit.enable_cache(model.adapter(), static("FCFC"))
+    for step, timestep in enumerate(loop(4)):
+        for branch in ("uncond", "cond")[: 1 if step == 3 else 2]:
+            with state_of(model).branch_named(branch):
+                denoise(model, [timestep])
+    assert stats_of(model).steps_line == {"uncond": "FCFC", "cond": "FCF"}
+    assert (stats_of(model).cached_steps, stats_of(model).cfg_cached_steps) == ([1], [1, 3])
+
+
+def test_a_second_pass_is_no_guidance() -> None:
+    class Twice(Toy):
+        @property
+        def all_blocks(self) -> list[torch.nn.Module]:
+            return [*self.blocks, *self.blocks]
+
+    model = Twice("0")
+    cache_dit.enable_cache(model.adapter(), static("FCFC"))
+    denoise(model, loop(4))
+    stats = stats_of(model)
+    assert stats.steps_line == {"default": "FCFC", "default #2": "FCFC"}
+    assert (stats.cached_steps, stats.cfg_cached_steps, stats.cfg_residual_diffs) == ([1, 3], [], {})
+
+
 def test_the_summary_is_that_of_the_latest_request() -> None:
     model = ran(static("FCFCFC"))
     denoise(model, loop(3), seed=1)
@@ -130,6 +182,9 @@ BOUNDS: dict[str, tuple[DBCacheConfig, TaylorSeerCalibratorConfig | None, int]] 
     "measured": (dynamic(residual_diff_threshold=0.2), None, 2),
     "measured, no hit": (dynamic(residual_diff_threshold=0.01), None, 2),
     "nothing ever cached": (dynamic(residual_diff_threshold=0.0), None, 0),
+    "too short": (dynamic(max_warmup_steps=5, num_inference_steps=6), None, 0),
+    "a mask of ones": (static("FFFFFF"), None, 0),
+    "no cached steps allowed": (dynamic(max_cached_steps=0), None, 0),
     "taylor 1": (dynamic(residual_diff_threshold=0.01), TaylorSeerCalibratorConfig(taylorseer_order=1), 3),
     "taylor 2": (dynamic(residual_diff_threshold=0.01), TaylorSeerCalibratorConfig(taylorseer_order=2), 4),
     "static taylor 2": (static("FFFFFC"), TaylorSeerCalibratorConfig(taylorseer_order=2), 3),

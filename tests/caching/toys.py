@@ -39,6 +39,15 @@ class PairBlock(nn.Module):
         return self.give(hidden, encoder)
 
 
+class OptionalPairBlock(PairBlock):
+    """Reads E where there is one; where there is none it gives None for it."""
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, scale: float = 1.0) -> Any:
+        if encoder_hidden_states is not None:
+            return super().forward(hidden_states, encoder_hidden_states, scale)
+        return hidden_states + scale * torch.tanh(self.hidden(hidden_states)), None
+
+
 class SoloBlock(nn.Module):
     """Reads H alone; ``give`` makes its result of the new H and of an E of its own."""
 
@@ -150,6 +159,15 @@ class Toy(nn.Module):
         return BlockAdapter(
             **{"transformer": self, "blocks": self.lists, "forward_pattern": self.form.pattern, **options}
         )
+
+
+class OptionalToy(Toy):
+    """A toy of pattern 0 that may be called without E."""
+
+    def __init__(self) -> None:
+        super().__init__("0")
+        for block in self.blocks:
+            block.__class__ = OptionalPairBlock
 
 
 class Joined(nn.Module):

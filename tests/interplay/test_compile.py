@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 import cache_dit
+from tests.interplay.test_copies import is_plain
+from tests.interplay.tiny_flux import generate, same, static_config, tiny_pipeline, tiny_transformer
 
 STEPS = 8
 MASK = [1, 1, 0, 1, 0, 0, 1, 0]
@@ -158,15 +161,28 @@ def test_a_compiled_wrapper_with_a_static_plan_is_two_graphs(enabled_first: bool
     assert all(map(torch.equal, seen.outputs, eager(static(1))))
 
 
-def test_a_compiled_wrapper_breaks_once_per_measured_decision_and_never_recompiles_by_step() -> None:
+@pytest.mark.parametrize("enabled_first", [True, False])
+def test_a_compiled_wrapper_breaks_at_measured_decisions_alone_and_never_recompiles_by_step(
+    enabled_first: bool,
+) -> None:
+    wrappers: list[torch.nn.Module] = []
+
     def cached(backend: CompileCounterWithBackend) -> Callable[..., object]:
-        return torch.compile(measured(make_transformer()), backend=backend)
+        transformer = make_transformer()
+        if enabled_first:
+            wrappers.append(torch.compile(measured(transformer), backend=backend))
+        else:
+            wrappers.append(measured(torch.compile(transformer, backend=backend)))
+        return wrappers[0]
 
     seen = count(cached)
     assert seen.graphs_of_second_run == 0
     assert all(map(torch.equal, seen.outputs, eager(measured)))
     reasons = list(counters["graph_break"])
     assert all("decide" in reason for reason in reasons), reasons
+    counting = wrappers[0]._orig_mod if enabled_first else wrappers[0]
+    decisions = len(cache_dit.summary(counting, logging=False)[0].residual_diffs)
+    assert 0 < seen.breaks <= decisions
 
 
 def test_toggling_a_compiled_transformer_makes_no_new_graphs() -> None:
@@ -198,3 +214,112 @@ def test_cfg_branches_share_the_graphs() -> None:
     assert counter.frame_count == 2
     lines = cache_dit.summary(transformer, logging=False)[0].steps_line
     assert lines == {"cond": "FFCFCCFC", "uncond": "FFCFCCFC"}
+
+
+# -- a module and its compiled wrapper
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_a_pipeline_whose_transformer_is_compiled_counts_each_step_once(compiled_first: bool) -> None:
+    def made() -> FluxPipeline:
+        return tiny_pipeline(transformer=tiny_transformer(double=1, single=2))
+
+    expected = generate(cache_dit.enable_cache(made(), static_config()))
+    pipe = made()
+    inner = pipe.transformer
+    if not compiled_first:
+        cache_dit.enable_cache(pipe, static_config())
+    wrapper = pipe.transformer = torch.compile(inner, backend="eager")
+    if compiled_first:
+        cache_dit.enable_cache(pipe, static_config())
+    for _ in range(2):
+        assert same(generate(pipe), expected)
+        stats = cache_dit.summary(pipe, logging=False)[0]
+        assert stats.steps_line == {"cond": "FFCFCC"}
+        assert (stats.executed_blocks, stats.possible_blocks) == (3 * 3 + 3, 6 * 3)
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe) and is_plain(wrapper) and is_plain(inner)
+    assert same(generate(pipe), generate(made()))
+
+
+@pytest.mark.parametrize("last", ["module", "wrapper"])
+def test_of_a_module_and_its_wrapper_the_one_that_was_enabled_last_counts(last: str) -> None:
+    transformer = make_transformer()
+    if last == "wrapper":
+        static(0)(transformer)
+    wrapper = torch.compile(transformer, backend="eager")
+    if last == "module":
+        static(0)(wrapper)
+    counting = static(1)(transformer if last == "module" else wrapper)
+    assert same(run(counting), eager(static(1)))
+    stats = cache_dit.summary(counting, logging=False)[0]
+    assert list(stats.steps_line.values()) == ["FFCFCCFC"]
+    assert (stats.executed_blocks, stats.possible_blocks) == (4 * 5 + 4, STEPS * 5)
+    cache_dit.disable_cache(counting)
+    assert is_plain(wrapper) and is_plain(transformer)
+
+
+def test_a_wrapper_that_was_made_while_the_cache_was_on_outlives_it() -> None:
+    transformer = static(0)(make_transformer())
+    wrapper = torch.compile(transformer, backend="eager")
+    assert same(run(wrapper), eager(static(0)))
+    cache_dit.disable_cache(transformer)
+    assert same(run(wrapper), run(make_transformer()))
+
+
+def test_a_wrapper_s_cache_is_renewed_and_taken_off_by_its_module() -> None:
+    transformer = make_transformer()
+    wrapper = static(1)(torch.compile(transformer, backend="eager"))
+    run(wrapper)
+    cache_dit.refresh_context(transformer, steps_computation_mask=[1, 0] * 4)
+    run(wrapper)
+    for holder in (wrapper, transformer):
+        assert list(cache_dit.summary(holder, logging=False)[0].steps_line.values()) == ["FCFCFCFC"]
+    cache_dit.disable_cache(transformer)
+    assert is_plain(wrapper) and is_plain(transformer)
+    assert same(run(wrapper), run(make_transformer()))
+
+
+# -- threads
+
+
+@pytest.mark.parametrize("how", ["repeated blocks", "whole"])
+def test_threads_on_one_compiled_transformer_give_what_each_gives_alone(how: str) -> None:
+    count = 3
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    transformer = static(1)(make_transformer())
+    if how == "whole":
+        transformer.compile(fullgraph=True, backend=counter)  # type: ignore[no-untyped-call]
+    else:
+        transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
+    barrier = threading.Barrier(count, timeout=60)
+    outputs: dict[int, list[torch.Tensor]] = {}
+
+    def work(number: int) -> None:
+        results = []
+        for step in range(STEPS):
+            with torch.no_grad(), cache_dit.session(f"request {number}"):
+                given = {**inputs(step), "hidden_states": inputs(100 * number + step)["hidden_states"]}
+                results.append(transformer(**given, return_dict=False)[0])
+            barrier.wait()  # all threads are in mid-run at the same time
+        outputs[number] = results
+
+    def alone(number: int) -> list[torch.Tensor]:
+        lonely = static(1)(make_transformer())
+        with torch.no_grad():
+            return [
+                lonely(**{**inputs(step), "hidden_states": inputs(100 * number + step)["hidden_states"]})[0]
+                for step in range(STEPS)
+            ]
+
+    run(transformer)
+    graphs = counter.frame_count
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(outputs[number], alone(number)) for number in range(count))
+    assert counter.frame_count == graphs
+    assert how == "repeated blocks" or graphs == 2

@@ -16,6 +16,7 @@ import torch
 from diffusers import (
     DiffusionPipeline,
     FluxImg2ImgPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
 )
 
@@ -283,8 +284,9 @@ def test_guidance_by_skipped_layers_is_a_branch_of_its_own_and_no_step() -> None
     assert same(generate_sd3(computing, **skipping), plain)
     pipe = cache_dit.enable_cache(tiny_sd3_pipeline(), static_config())
     first = generate_sd3(pipe, **skipping)
-    lines = cache_dit.summary(pipe, logging=False)[0].steps_line
-    assert lines == {"default": "FFCFCC", "default [2]": "-FCFCC"}
+    stats = cache_dit.summary(pipe, logging=False)[0]
+    assert stats.steps_line == {"default": "FFCFCC", "default [2]": "-FCFCC"}
+    assert (stats.cached_steps, stats.cfg_cached_steps) == ([2, 4, 5], [])
     assert same(generate_sd3(pipe, **skipping), first)
     cache_dit.disable_cache(pipe)
     assert same(generate_sd3(pipe, **skipping), plain)
@@ -299,6 +301,31 @@ def test_branches_with_prompts_of_different_lengths_are_both_cached() -> None:
     assert same(generate_qwen(pipe), first)
     cache_dit.disable_cache(pipe)
     assert same(generate_qwen(pipe), plain)
+
+
+def kontext(pipe: Any) -> torch.Tensor:
+    return generate(pipe, **true_cfg(), max_area=64, _auto_resize=False)
+
+
+@OPTIONS
+def test_guidance_whose_calls_have_no_names_is_two_branches(options: dict[str, Any]) -> None:
+    """Of FLUX's pipelines, only some name their calls; all call the transformer twice at the first timestep."""
+
+    def made(**more: Any) -> FluxKontextPipeline:
+        pipe = FluxKontextPipeline(**tiny_pipeline().components)
+        pipe.set_progress_bar_config(disable=True)
+        config = copy.deepcopy(options["cache_config"]).update(**more)
+        return cache_dit.enable_cache(pipe, config, options.get("calibrator_config"))
+
+    pipe, said = made(), made(enable_separate_cfg=True)
+    expected = kontext(said)
+    for _ in range(2):
+        assert same(kontext(pipe), expected)
+        stats = cache_dit.summary(pipe, logging=False)[0]
+        assert list(stats.steps_line) == ["cond", "uncond"]
+        assert [len(line) for line in stats.steps_line.values()] == [STEPS, STEPS]
+        assert stats.cached_steps and stats.cfg_cached_steps
+        assert stats.steps_line == cache_dit.summary(said, logging=False)[0].steps_line
 
 
 # -- several pipelines, any order

@@ -189,20 +189,20 @@ def _refuse_second_cache(transformer: Any) -> None:
 
 def replace_states(pairs: list[tuple[Any, TransformerState]]) -> None:
     """Put states on transformers, in place of those that are on; on failure these stay on, all of them."""
-    before = [(transformer, state_of(transformer)) for transformer, _ in pairs]
+    before = [(transformer, _owner(transformer), state_of(transformer)) for transformer, _ in pairs]
     try:
         for transformer, state in pairs:
             if isinstance(previous := state_of(transformer), TransformerState):
-                _take_all_off(transformer, previous)
+                _take_all_off(_owner(transformer), previous)
             attach_transformer(transformer, state)
     except UnsupportedModelError:
-        for transformer, previous in before:
+        for transformer, owner, previous in before:
             if isinstance(current := state_of(transformer), TransformerState) and current is not previous:
                 _take_all_off(transformer, current)
             if isinstance(previous, TransformerState):
-                attach_transformer(transformer, previous)
+                attach_transformer(owner, previous)
         raise
-    for _, previous in before:
+    for _, _, previous in before:
         if isinstance(previous, TransformerState):
             previous.close_all()
 

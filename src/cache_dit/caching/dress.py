@@ -1,4 +1,8 @@
-"""What the subclasses of a block's and a transformer's class add to it: where the model's calls meet the cache."""
+"""What the subclasses of a block's and a transformer's class add to it: where the model's calls meet the cache.
+
+Somebody may have kept a ``__call__`` of theirs, as ``torch.compile`` does of what it wraps, and call it when the
+instance has its own class again. Then it is the plain one, which ``super()`` would not find.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def cached_block(base: Any, metaclass: Any) -> type:
             role = self.__dict__.get(STATE)
             run = None if role is None else role.current.run
             if role is None or run is None:
-                return super().__call__(*args, **kwargs)
+                return base.__call__(self, *args, **kwargs)
             return run_block(role, run, super().__call__, args, kwargs)
 
     return CachedBlock
@@ -38,7 +42,7 @@ def idle_module(base: Any, metaclass: Any) -> type:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             role = self.__dict__.get(STATE)
             if role is None or not role.idles():
-                return super().__call__(*args, **kwargs)
+                return base.__call__(self, *args, **kwargs)
             return kwargs[role.argument] if role.argument in kwargs else args[names.index(role.argument)]
 
     return IdleModule
@@ -55,20 +59,22 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             state = self.__dict__.get(STATE)
+            if state is not None and state.owner() is not self:  # the compiled wrapper around it counts
+                state = None
             forward = None
             while state is not None:
                 forward = state.begin(self, args, kwargs, again=forward)
                 if forward is None:
                     break
                 try:
-                    output = super().__call__(*args, **kwargs)
+                    output = base.__call__(self, *args, **kwargs)
                     if state.end(forward):
                         return output
                 except BaseException:
                     state.abandon(forward)
                     raise
                 args, kwargs = forward.arguments
-            return super().__call__(*args, **kwargs)
+            return base.__call__(self, *args, **kwargs)
 
     if hasattr(base, "cache_context"):
         CachedTransformer.cache_context = _cache_context(CachedTransformer)

@@ -77,8 +77,8 @@ def cached_pipeline(base: Any, metaclass: Any) -> type:
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             state = self.__dict__.get(STATE)
-            if state is None:
-                return super().__call__(*args, **kwargs)
+            if state is None:  # somebody may have kept this method from when the cache was on
+                return base.__call__(self, *args, **kwargs)
             request = state.begin(self, args, kwargs)
             with entered(request):
                 try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,8 +61,8 @@ class Lane:
         self.hidden = History(self.hidden_predictor.history)
         self.encoder = History(self.encoder_predictor.history)
         self.probe: torch.Tensor | None = None
-        #: The sum of the newest snapshot, on its device: not finite where the snapshot is not.
-        self.health: torch.Tensor | None = None
+        #: The sums of the snapshots, on their device: not finite where a snapshot is not.
+        self.health: list[torch.Tensor] = []
         self.last_role: BlockRole | None = None
         self.had_encoder = False
         self.forms = [role.io.form for role in chain.roles]
@@ -119,11 +120,28 @@ class Lane:
         run.predicted_hidden = _predicted(self.hidden_predictor, self.hidden, step)
         run.predicted_encoder = _predicted(self.encoder_predictor, self.encoder, step)
 
-    def free(self) -> None:
-        """Drop all tensors; what is known of the steps stays for ``summary``."""
+    def keep(self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None) -> None:
+        """Append a step's snapshots to the history."""
+        self.hidden.append(step, hidden)
+        if encoder is None:
+            self.encoder.clear()
+        else:
+            self.encoder.append(step, encoder)
+        if self.policy.measures:
+            sums = [snapshot.sum(dtype=torch.float32) for snapshot in (hidden, encoder) if snapshot is not None]
+            self.health.append(sums[0] if len(sums) == 1 else sums[0] + sums[1].to(sums[0].device))
+            del self.health[: -len(self.hidden)]
+
+    def forget(self) -> None:
+        """Drop the history."""
         self.hidden.clear()
         self.encoder.clear()
-        self.probe = self.health = None
+        self.health.clear()
+
+    def free(self) -> None:
+        """Drop all tensors; what is known of the steps stays for ``summary``."""
+        self.forget()
+        self.probe = None
 
     @property
     def nbytes(self) -> int:
@@ -150,12 +168,15 @@ class LaneRun:
     def decide(self, run: ChainRun) -> None:
         """Measure how much the first blocks changed since the last computed step, and skip if the policy accepts it."""
         lane = self.lane
-        self.diff = relative_l1(lane.probe, run.probe, self.group, health=lane.health)
+        health = torch.stack(lane.health).sum() if lane.health else None
+        self.diff = relative_l1(lane.probe, run.probe, self.group, health=health)
         if self.diff is None:
             self.why = "not_measured" if run.probe is None or lane.probe is None else "shape"
         elif lane.policy.accept(self.diff):
             run.skip = True
             lane.predict(run, self.step)
+        elif not math.isfinite(self.diff):
+            lane.forget()  # a predictor of a higher order would go on using the step that was not finite
 
     def check_writes(self) -> None:
         """After a chain's first computed step: do its blocks write into their input?"""
@@ -184,14 +205,10 @@ class LaneRun:
             why = self._explain_missing()
         else:
             lane.last_role, lane.had_encoder = run.last_role, run.had_encoder
-            lane.hidden.append(self.step, self._kept(run.snapshot_hidden))
-            if run.snapshot_encoder is None:
-                lane.encoder.clear()
-            else:
-                lane.encoder.append(self.step, self._kept(run.snapshot_encoder))
+            encoder = None if run.snapshot_encoder is None else self._kept(run.snapshot_encoder)
+            lane.keep(self.step, self._kept(run.snapshot_hidden), encoder)
             if run.probe is not None and lane.policy.measures:
                 lane.probe = self._kept(run.probe)
-                lane.health = run.snapshot_hidden.detach().sum(dtype=torch.float32)
         lane.policy.commit(self.step, computed=True, diff=self.diff, why=why)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
