@@ -37,7 +37,7 @@ def test_each_configuration_shown_makes_a_picture_with_fewer_blocks() -> None:
     pipe = namespace["pipe"]
     for call in re.split(r"\n(?=# A static plan)", configured):
         exec(compile(configured.split("\n\n")[0] + "\n" + call, str(README), "exec"), namespace)
-        pipe("flat emoji of hot beverage", output_type="latent")
+        pipe("glossy 3d emoji of cuba flag", output_type="latent")
         assert cache_dit.summary(pipe, logging=False)[0].ideal_speedup > 1.2
 
 

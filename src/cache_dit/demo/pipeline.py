@@ -66,7 +66,7 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> DemoPipeline:
-    """The demo model, loaded from the package: ``load_pipeline()("glossy 3d emoji of rocket").images[0]``.
+    """The demo model, loaded from the package: ``load_pipeline()("glossy 3d emoji of cuba flag").images[0]``.
 
     Nothing is downloaded. The weights are stored in bfloat16 and computed with in ``torch_dtype``.
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from cache_dit.demo.compare import Comparison, Settings
 
 PROMPTS = (
-    "glossy 3d emoji of rocket",
-    "noto emoji of owl",
-    "flat emoji of hot beverage",
-    "glossy 3d emoji of strawberry",
+    "flat emoji of woman running, dark skin tone",
+    "glossy 3d emoji of juggling, medium skin tone",
+    "noto emoji of woman wearing turban, medium-dark skin tone",
+    "glossy 3d emoji of cuba flag",
 )
 
 
