@@ -7,10 +7,15 @@ from cache_dit.caching import (
     BlockAdapter,
     CacheStats,
     ForwardPattern,
+    PatchFunctor,
+    PolicyCalibration,
+    calibrate,
     disable_cache,
     enable_cache,
     get_adapter,
     refresh_context,
+    register_policy,
+    register_predictor,
     session,
     steps_mask,
     strify,
@@ -22,10 +27,22 @@ from cache_dit.config import (
     CacheType,
     CalibratorConfig,
     DBCacheConfig,
+    DBPruneConfig,
+    DMDCalibratorConfig,
+    ExtraCacheConfig,
+    FoCaCalibratorConfig,
+    HermiteCalibratorConfig,
+    NewtonCalibratorConfig,
+    ParallelismBackend,
+    ParallelismConfig,
     ParamsModifier,
     TaylorSeerCalibratorConfig,
     block_range,
     cache_type,
+    load_cache_config,
+    load_configs,
+    load_options,
+    load_parallelism_config,
 )
 from cache_dit.errors import (
     CacheDitError,
@@ -36,12 +53,15 @@ from cache_dit.errors import (
     SessionError,
     UnsupportedModelError,
 )
+from cache_dit.logger import init_logger
+from cache_dit.utils import disable_print
 
 __version__ = "1.2.0"
 version_tuple = (1, 2, 0)
 
 NONE = CacheType.NONE
 DBCache = CacheType.DBCache
+DBPrune = CacheType.DBPrune
 Pattern_0 = ForwardPattern.Pattern_0
 Pattern_1 = ForwardPattern.Pattern_1
 Pattern_2 = ForwardPattern.Pattern_2
@@ -60,10 +80,20 @@ __all__ = [
     "ConfigError",
     "DBCache",
     "DBCacheConfig",
+    "DBPrune",
+    "DBPruneConfig",
+    "DMDCalibratorConfig",
+    "ExtraCacheConfig",
+    "FoCaCalibratorConfig",
     "ForwardPattern",
+    "HermiteCalibratorConfig",
     "MissingDependencyError",
     "MissingModelError",
+    "NewtonCalibratorConfig",
+    "ParallelismBackend",
+    "ParallelismConfig",
     "ParamsModifier",
+    "PatchFunctor",
     "PatternMismatchError",
     "Pattern_0",
     "Pattern_1",
@@ -71,16 +101,26 @@ __all__ = [
     "Pattern_3",
     "Pattern_4",
     "Pattern_5",
+    "PolicyCalibration",
     "SessionError",
     "TaylorSeerCalibratorConfig",
     "UnsupportedModelError",
     "__version__",
     "block_range",
     "cache_type",
+    "calibrate",
     "disable_cache",
+    "disable_print",
     "enable_cache",
     "get_adapter",
+    "init_logger",
+    "load_cache_config",
+    "load_configs",
+    "load_options",
+    "load_parallelism_config",
     "refresh_context",
+    "register_policy",
+    "register_predictor",
     "session",
     "steps_mask",
     "strify",

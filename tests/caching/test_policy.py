@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
 from itertools import groupby
 from typing import Any
 
@@ -12,32 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_dit.caching.masks import steps_mask
-from cache_dit.caching.policy import Action, DBCachePolicy, why_no_hit
+from cache_dit.caching import policy as policy_module
+from cache_dit.caching.policy import (
+    Action,
+    DBCachePolicy,
+    Probe,
+    StepPolicy,
+    make_policy,
+    refusal,
+    register_policy,
+    why_no_hit,
+)
 from cache_dit.config import DBCacheConfig
-
-LOW = 0.01  # a diff below the default threshold of 0.08
-
-Diff = float | Callable[[int], float]
-
-
-def step_once(policy: DBCachePolicy, step: int, diff: float) -> None:
-    """One step, as the engine takes it."""
-    action = policy.decide(step)
-    cached = action is Action.SKIP or (action is Action.MEASURE and policy.accept(diff))
-    policy.commit(step, computed=not cached)
-
-
-def run(policy: DBCachePolicy, steps: int | Iterable[int], diff: Diff = LOW) -> str:
-    """Run these steps, each with this diff or the one that the function gives for it, and tell what was done."""
-    for step in range(steps) if isinstance(steps, int) else steps:
-        step_once(policy, step, diff(step) if callable(diff) else diff)
-    return "".join("F" if record.computed else "C" for record in policy.records)
-
-
-def trace(steps: int, diff: Diff = LOW, *, num_inference_steps: int | None = None, **options: Any) -> str:
-    return run(DBCachePolicy(DBCacheConfig(**options), num_inference_steps=num_inference_steps), steps, diff)
-
+from cache_dit.config.extra import ExtraCacheConfig
+from cache_dit.config.masks import steps_mask
+from cache_dit.errors import ConfigError
+from tests.caching.policy_runs import DIFFS, LOW, OPTIONS, POLICIES, asked_for, line, run, step_once, trace
 
 # The published traces, and those that the options' meaning demands
 
@@ -157,7 +148,7 @@ def test_a_diff_that_is_not_finite_is_a_miss_and_the_run_goes_on(diff: float) ->
 def test_records_say_what_was_done_and_why() -> None:
     policy = DBCachePolicy(DBCacheConfig(max_warmup_steps=2, max_continuous_cached_steps=1))
     run(policy, 5, lambda step: 0.5 if step == 4 else LOW)
-    assert [tuple(record) for record in policy.records] == [
+    assert [record[:4] for record in policy.records] == [
         (0, True, None, "first"),
         (1, True, None, "warmup"),
         (2, False, LOW, "hit"),
@@ -256,8 +247,15 @@ def test_a_run_without_a_hit_explains_itself(steps: int, diff: float, options: d
         ("shape", "The shape, dtype or device of the hidden states changed before 3 of 4 steps."),
         (
             "no_middle",
-            "Fn_compute_blocks=8 and Bn_compute_blocks=0 leave no block between them to skip; pass smaller ones.",
+            "Fn_compute_blocks=8 and Bn_compute_blocks=0 leave no block to skip; pass smaller ones.",
         ),
+        (
+            "conditioning",
+            "What the pipeline conditions on changed before 3 of 4 steps; if it may change a little at each, pass a "
+            "larger conditioning_diff_threshold than 0.25.",
+        ),
+        ("refreshed", "The cache was refreshed before 3 of 4 steps, and a refreshed cache is empty."),
+        ("uncalibrated", "The policy_calibration ended before 3 of 4 steps; make one with as many steps."),
         ("moon", "3 of 4 steps were computed for the reason 'moon'."),
     ],
 )
@@ -279,26 +277,217 @@ def test_a_run_with_a_hit_and_one_without_steps_have_nothing_to_explain() -> Non
     assert why_no_hit(policy.records, config) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("teacache", "is not above what the smallest diff seen, 0.2, costs after rescaling; pass a larger one."),
+        ("magcache", "is used up by the first step that could be cached; pass a larger one."),
+        ("easycache", "is not above the smallest diff seen, 0.2; pass a larger one."),
+    ],
+)
+def test_every_policy_explains_that_its_budget_was_too_small(name: str, sentence: str) -> None:
+    config = asked_for(name, {"residual_diff_threshold": 1e-3, "max_warmup_steps": 1})
+    policy = make_policy(config)
+    run(policy, 5, 0.2)
+    assert why_no_hit(policy.records, config) == f"residual_diff_threshold=0.001 {sentence}"
+
+
+def test_the_threshold_that_was_compared_is_the_one_that_is_named() -> None:
+    extra = ExtraCacheConfig(l1_hidden_states_diff_threshold=0.1)
+    config = DBCacheConfig(max_warmup_steps=1, extra_cache_config=extra)
+    policy = make_policy(config)
+    run(policy, 4, 0.2)
+    sentence = "l1_hidden_states_diff_threshold=0.1 is not above the smallest diff seen, 0.2; pass a larger one."
+    assert why_no_hit(policy.records, config) == sentence
+
+
+@pytest.mark.parametrize("code", policy_module._REFUSALS)
+def test_what_rules_out_every_hit_is_told_however_seldom_it_was_recorded(code: str) -> None:
+    config = DBCacheConfig(max_warmup_steps=1)
+    policy = DBCachePolicy(config)
+    run(policy, 9, 0.5)
+    policy.decide(9)
+    policy.commit(9, computed=True, why=code)
+    sentence = refusal(code, config)
+    assert sentence is not None
+    assert "{" not in sentence
+    assert why_no_hit(policy.records, config) == sentence
+
+
+def test_a_reason_that_concerns_single_steps_rules_out_nothing() -> None:
+    assert refusal("threshold", DBCacheConfig()) is None
+
+
+# A refresh in mid-request, and options changed in mid-request
+
+
+def test_warmup_and_mask_count_from_the_origin() -> None:
+    options = {"max_warmup_steps": 2}
+    assert run(DBCachePolicy(DBCacheConfig(**options), origin=5), range(5, 10)) == "FFCCC"
+    options = {"max_warmup_steps": 8, "steps_computation_mask": SCM}
+    assert run(DBCachePolicy(DBCacheConfig(**options), origin=5), range(5, 14)) == "FFCCFCCFF"
+
+
+def test_whether_a_request_is_too_short_is_judged_on_the_whole_of_it() -> None:
+    config = DBCacheConfig(max_warmup_steps=2, num_inference_steps=6)
+    assert not DBCachePolicy(config, origin=3).off
+    assert DBCachePolicy(config, num_inference_steps=3).off
+    assert not DBCachePolicy(config, num_inference_steps=3, origin=1).off
+
+
+def test_records_from_before_a_refresh_are_kept_and_not_counted() -> None:
+    config = DBCacheConfig(max_warmup_steps=1, max_cached_steps=2)
+    first = DBCachePolicy(config)
+    assert run(first, 4) == "FCCF"
+    second = DBCachePolicy(config, records=first.records, origin=4)
+    assert run(second, range(4, 8)) == "FCCF" + "FCCF"
+    assert second.cached_steps == [1, 2, 5, 6]
+    assert len(first.records) == 4
+
+
+def test_records_since_the_refresh_count_under_changed_options() -> None:
+    config = DBCacheConfig(max_warmup_steps=1, max_cached_steps=3)
+    first = DBCachePolicy(config, origin=4, records=DBCachePolicy(config).records)
+    run(first, range(4, 7))
+    changed = DBCacheConfig(max_warmup_steps=1, max_cached_steps=4, max_continuous_cached_steps=3)
+    assert run(DBCachePolicy(changed, records=first.records, origin=4), range(7, 12)) == "FCC" + "CFCFF"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(options=OPTIONS, diffs=DIFFS, cut=st.integers(0, 60))
+def test_a_policy_made_from_the_records_goes_on_as_the_one_that_made_them(
+    name: str, options: dict[str, Any], diffs: list[float], cut: int
+) -> None:
+    config = asked_for(name, options)
+    whole, first = make_policy(config), make_policy(config)
+    run(whole, len(diffs), lambda step: diffs[step])
+    run(first, range(len(diffs[:cut])), lambda step: diffs[step])
+    second = make_policy(config, records=first.records)
+    run(second, range(len(diffs[:cut]), len(diffs)), lambda step: diffs[step])
+    assert repr(second.records) == repr(whole.records)
+
+
+@pytest.mark.parametrize("name", ["dbcache", "teacache", "easycache"])
+@given(options=OPTIONS, diffs=DIFFS, origin=st.integers(0, 50), before=DIFFS)
+def test_after_a_refresh_a_policy_does_what_a_new_one_does(
+    name: str, options: dict[str, Any], diffs: list[float], origin: int, before: list[float]
+) -> None:
+    config = asked_for(name, options)
+    new, old = make_policy(config), make_policy(config)
+    run(old, len(before[:origin]), lambda step: before[step])
+    refreshed = make_policy(config, records=old.records, origin=origin)
+    done = run(refreshed, range(origin, origin + len(diffs)), lambda step: diffs[step - origin])
+    assert done == line(old.records) + run(new, len(diffs), lambda step: diffs[step])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(options=OPTIONS, diffs=DIFFS, asked=st.lists(st.floats(0, 2), min_size=1, max_size=3))
+def test_asking_changes_nothing(name: str, options: dict[str, Any], diffs: list[float], asked: list[float]) -> None:
+    config = asked_for(name, options)
+    plain, curious = make_policy(config), make_policy(config)
+    for step, diff in enumerate(diffs):
+        step_once(plain, step, diff)
+        if curious.decide(step) is Action.MEASURE:
+            for other in asked:
+                curious.accept(other)
+        step_once(curious, step, diff)
+    assert repr(plain.records) == repr(curious.records)
+
+
+# What is measured
+
+
+def test_what_is_measured_and_against_which_step() -> None:
+    policies = {name: make_policy(asked_for(name, {})) for name in POLICIES}
+    assert {name: (policy.probe, policy.against) for name, policy in policies.items()} == {
+        "dbcache": (Probe.RESIDUAL, "computed"),
+        "teacache": (Probe.MODULATED, "previous"),
+        "magcache": (None, "computed"),
+        "easycache": (Probe.LATENT, "previous"),
+    }
+
+
+@pytest.mark.parametrize(("threshold", "probe"), [(None, Probe.RESIDUAL), (0.0, Probe.RESIDUAL), (0.2, Probe.STATE)])
+def test_a_threshold_for_the_state_compares_the_state(threshold: float | None, probe: Probe) -> None:
+    extra = ExtraCacheConfig(l1_hidden_states_diff_threshold=threshold)
+    policy = DBCachePolicy(DBCacheConfig(max_warmup_steps=1, extra_cache_config=extra))
+    assert policy.probe is probe
+    assert run(policy, 4, 0.1) == ("FCCC" if probe is Probe.STATE else "FFFF")
+
+
+def test_a_state_threshold_caches_where_that_of_the_residual_would_not() -> None:
+    extra = ExtraCacheConfig(l1_hidden_states_diff_threshold=0.2)
+    policy = DBCachePolicy(DBCacheConfig(max_warmup_steps=1, residual_diff_threshold=0.0, extra_cache_config=extra))
+    assert policy.measures
+    assert run(policy, 3, 0.1) == "FCC"
+
+
+# The registry
+
+
+class EveryThird(StepPolicy):
+    """Computes every third step, and measures nothing."""
+
+    probe = None
+
+    def forced(self, step: int) -> str | None:
+        return super().forced(step) or ("turn" if step % 3 == 0 else None)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_module, "_factories", dict(policy_module._factories))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_policy_of_ones_own_is_asked_for_by_its_name_and_keeps_the_rules_of_all() -> None:
+    register_policy(name="every_third", factory=EveryThird)
+    assert trace(9, max_warmup_steps=2, policy="every_third") == "FFCFCCFCC"
+    assert trace(9, max_warmup_steps=2, policy="every_third", max_continuous_cached_steps=1) == "FFCFCFFCF"
+
+
+@pytest.mark.parametrize("name", ["Every", "every third", "", "3rd", 7])
+def test_a_policy_needs_a_lower_case_identifier(name: Any) -> None:
+    with pytest.raises(ConfigError, match="a lower-case identifier"):
+        register_policy(name=name, factory=EveryThird)
+
+
+def test_a_name_is_given_once_and_to_what_can_be_called() -> None:
+    with pytest.raises(ConfigError, match="taken: dbcache, easycache, magcache, teacache"):
+        register_policy(name="dbcache", factory=EveryThird)
+    with pytest.raises(ConfigError, match="something that can be called, e.g. register_policy"):
+        register_policy(name="nothing", factory=None)  # type: ignore[arg-type]
+
+
+def test_an_unknown_policy_is_refused_and_the_nearest_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'teacache'"):
+        make_policy(DBCacheConfig(policy="teacash"))
+
+
+def test_policies_load_neither_torch_nor_numpy() -> None:
+    code = """
+import importlib.util, pathlib, sys, types
+root = pathlib.Path(importlib.util.find_spec("cache_dit").origin).parent
+for name, path in (("cache_dit", root), ("cache_dit.caching", root / "caching")):
+    package = types.ModuleType(name)  # in place of the package itself, which loads torch
+    package.__path__ = [str(path)]
+    sys.modules[name] = package
+import cache_dit.caching.policy, cache_dit.caching.prune_policy
+assert not {"torch", "numpy", "diffusers"} & set(sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # What holds for any options and any diffs
 
-DIFFS = st.lists(st.floats(0, 0.3) | st.sampled_from([math.nan, math.inf, 0.0]), max_size=60)
-OPTIONS = st.fixed_dictionaries(
-    {
-        "max_warmup_steps": st.integers(0, 10),
-        "warmup_interval": st.integers(1, 4),
-        "residual_diff_threshold": st.sampled_from([-1, 0, 0.05, 0.1, 0.25, 1.0, 2.0]),
-        "max_accumulated_residual_diff_threshold": st.none() | st.floats(0.01, 1),
-        "max_cached_steps": st.integers(-1, 12),
-        "max_continuous_cached_steps": st.integers(-1, 5),
-        "steps_computation_mask": st.none() | st.lists(st.integers(0, 1), min_size=1, max_size=60),
-    }
-)
 
-
+@pytest.mark.parametrize("name", POLICIES)
 @given(options=OPTIONS, diffs=DIFFS)
-def test_no_limit_is_ever_exceeded_and_no_forced_step_cached(options: dict[str, Any], diffs: list[float]) -> None:
-    config = DBCacheConfig(**options)
-    policy = DBCachePolicy(config)
+def test_no_limit_is_ever_exceeded_and_no_forced_step_cached(
+    name: str, options: dict[str, Any], diffs: list[float]
+) -> None:
+    config = asked_for(name, options)
+    policy = make_policy(config)
     run(policy, len(diffs), lambda step: diffs[step])
     runs = [list(group) for computed, group in groupby(policy.records, lambda r: r.computed) if not computed]
     limit = config.max_accumulated_residual_diff_threshold
@@ -308,19 +497,24 @@ def test_no_limit_is_ever_exceeded_and_no_forced_step_cached(options: dict[str, 
     assert not set(range(0, warmup, config.warmup_interval)) & set(policy.cached_steps)
     assert config.max_cached_steps < 0 or len(policy.cached_steps) <= config.max_cached_steps
     assert config.max_continuous_cached_steps < 0 or all(len(r) <= config.max_continuous_cached_steps for r in runs)
-    assert limit is None or all(sum(record.diff for record in r) <= limit for r in runs)
+    assert limit is None or all(sum(record.diff or 0.0 for record in r) <= limit for r in runs)
     assert mask is None or all(mask[step : step + 1] == [0] for step in policy.cached_steps)
     assert config.residual_diff_threshold > 0 or not policy.cached_steps
     cached_diffs = [record.diff for record in policy.records if not record.computed and record.diff is not None]
     assert all(math.isfinite(diff) for diff in cached_diffs)
-    assert config.residual_diff_threshold >= 1 or all(diff < config.residual_diff_threshold for diff in cached_diffs)
+    if name == "dbcache" and config.residual_diff_threshold < 1:
+        assert all(diff < config.residual_diff_threshold for diff in cached_diffs)
 
 
+@pytest.mark.parametrize("name", POLICIES)
 @given(mask=st.lists(st.integers(0, 1), min_size=1, max_size=60), steps=st.integers(1, 80), options=OPTIONS)
-def test_a_static_mask_alone_decides(mask: list[int], steps: int, options: dict[str, Any]) -> None:
+def test_a_static_mask_alone_decides(name: str, mask: list[int], steps: int, options: dict[str, Any]) -> None:
     options = {**options, "max_warmup_steps": 0, "steps_computation_mask": mask, "steps_computation_policy": "static"}
+    policy = make_policy(DBCacheConfig(policy=name, **options))  # no calibration: nothing is looked up
     planned = ([1, *mask[1:]] + [1] * steps)[:steps]
-    assert trace(steps, math.nan, **options) == "".join("CF"[bit] for bit in planned)
+    assert run(policy, steps, math.nan) == "".join("CF"[bit] for bit in planned)
+    assert policy.probe is None
+    assert not policy.measures
 
 
 @pytest.mark.parametrize("policy", ["slow", "medium", "fast", "ultra"])

@@ -18,8 +18,7 @@ from torch import Tensor
 import cache_dit
 from cache_dit import DBCacheConfig, SessionError, TaylorSeerCalibratorConfig
 from cache_dit.caching.attach import state_of
-from cache_dit.caching.session import LaneRun
-from cache_dit.caching.transformer import MAX_OPEN_REQUESTS
+from cache_dit.caching.lane import LanePass
 from tests.caching.toys import (
     OptionalToy,
     Toy,
@@ -163,11 +162,11 @@ def test_a_forward_that_fails_after_its_last_block_leaves_no_request_open(
     model = cached(config)
     denoise(model, loop(STEPS)[:2], seed=1)
 
-    def fail(run: LaneRun) -> None:
+    def fail(run: LanePass, output: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(LaneRun, "commit", fail)
+        patched.setattr(LanePass, "commit", fail)
         denoise(model, loop(STEPS)[2:], seed=1)
     assert not state_of(model).sessions
     assert live_bytes(model) == 0
@@ -504,13 +503,16 @@ def test_one_request_alone_is_open_after_many() -> None:
         assert len(state_of(model).sessions) == 1
 
 
+MOST_OPEN = DBCacheConfig().max_sessions
+
+
 def test_the_number_of_open_requests_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     model = cached(static("FFCC"))
-    for number in range(MAX_OPEN_REQUESTS + 3):
+    for number in range(MOST_OPEN + 3):
         with cache_dit.session(f"request {number}"):
             denoise(model, loop(4)[:2])
     sessions = state_of(model).sessions
-    assert len(sessions) == MAX_OPEN_REQUESTS
+    assert len(sessions) == MOST_OPEN
     assert next(iter(sessions))[1] == "request 3"
     assert sum("requests are open" in record.message for record in caplog.records) == 3
     each = {session.nbytes for session in sessions.values()}
@@ -519,7 +521,7 @@ def test_the_number_of_open_requests_is_bounded(caplog: pytest.LogCaptureFixture
 
 def test_the_longest_unused_request_is_closed_first() -> None:
     model = cached(static("FFCC"))
-    for number in range(MAX_OPEN_REQUESTS):
+    for number in range(MOST_OPEN):
         with cache_dit.session(number):
             denoise(model, loop(4)[:1])
     with cache_dit.session(0):

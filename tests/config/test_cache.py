@@ -9,8 +9,20 @@ from typing import Any
 
 import pytest
 
-from cache_dit.config import BasicCacheConfig, CacheType, DBCacheConfig, block_range, cache_type
+from cache_dit.config import (
+    BasicCacheConfig,
+    CacheType,
+    DBCacheConfig,
+    ExtraCacheConfig,
+    block_range,
+    cache_type,
+    steps_mask,
+)
 from cache_dit.errors import CacheDitError, ConfigError
+
+MASK = "a list of at least one 0 (may be cached) or 1 (compute), or one of slow, medium, fast, ultra"
+CALIBRATION = "a PolicyCalibration, or the path of its JSON file"
+DTYPES = "'float32' or 'bfloat16' or 'float16' or 'float8_e4m3fn' or 'float8_e5m2'"
 
 
 class OneElement:
@@ -42,6 +54,16 @@ def test_defaults_are_those_that_the_documentation_promises() -> None:
         "num_inference_steps": None,
         "steps_computation_mask": None,
         "steps_computation_policy": "dynamic",
+        "policy": "dbcache",
+        "policy_calibration": None,
+        "decision": "mean",
+        "cache_device": None,
+        "cache_dtype": None,
+        "force_refresh_step_hint": None,
+        "force_refresh_step_policy": "once",
+        "conditioning_diff_threshold": 0.25,
+        "extra_cache_config": None,
+        "max_sessions": 64,
     }
     assert DBCacheConfig.field_names() == BasicCacheConfig.field_names()
 
@@ -158,10 +180,26 @@ def test_a_refused_update_changes_nothing() -> None:
         ("cfg_compute_first", 1, "True or False"),
         ("cfg_diff_compute_separate", 0, "True or False"),
         ("num_inference_steps", 0, "an integer >= 1"),
-        ("steps_computation_mask", [], "a list of at least one 0 (may be cached) or 1 (compute)"),
-        ("steps_computation_mask", [1, 2], "a list of at least one 0 (may be cached) or 1 (compute)"),
-        ("steps_computation_mask", "1100", "a list of at least one 0 (may be cached) or 1 (compute)"),
+        ("steps_computation_mask", [], MASK),
+        ("steps_computation_mask", [1, 2], MASK),
+        ("steps_computation_mask", "1100", MASK),
         ("steps_computation_policy", "sometimes", "'dynamic' or 'static'"),
+        ("policy", "", "a policy's name, e.g. 'dbcache'"),
+        ("policy", 1, "a policy's name, e.g. 'dbcache'"),
+        ("policy_calibration", "", CALIBRATION),
+        ("policy_calibration", 0.5, CALIBRATION),
+        ("policy_calibration", {"ratios": []}, CALIBRATION),
+        ("decision", "most", "'mean' or 'any' or 'all' or 'sample'"),
+        ("cache_device", "cuda:x", "a device, e.g. 'cpu' or 'cuda:1'"),
+        ("cache_device", 1, "a device, e.g. 'cpu' or 'cuda:1'"),
+        ("cache_dtype", "int8", DTYPES),
+        ("cache_dtype", 16, DTYPES),
+        ("force_refresh_step_hint", 0, "an integer >= 1"),
+        ("force_refresh_step_policy", "always", "'once' or 'repeat'"),
+        ("conditioning_diff_threshold", -0.1, "a number >= 0"),
+        ("conditioning_diff_threshold", "0.1", "a number"),
+        ("extra_cache_config", {"downsample_factor": 2}, "an ExtraCacheConfig"),
+        ("max_sessions", 0, "an integer >= 1"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_what_was_seen_and_expected(
@@ -197,14 +235,111 @@ def test_computing_the_unconditional_branch_first_needs_a_shared_diff() -> None:
     assert DBCacheConfig().reset(cfg_compute_first=True).given() == {"cfg_compute_first": True}
 
 
-def test_no_first_block_is_allowed_with_a_static_mask_only() -> None:
+def test_no_first_block_is_allowed_where_nothing_is_measured_on_blocks() -> None:
     mask = [1, 0, 1]
-    for others in ({}, {"steps_computation_policy": "static"}, {"steps_computation_mask": mask}):
+    refused: list[dict[str, Any]] = [
+        {},
+        {"steps_computation_policy": "static"},
+        {"steps_computation_mask": mask},
+        {"policy": "teacache"},
+    ]
+    for others in refused:
         with pytest.raises(ConfigError, match="Fn_compute_blocks=0 leaves nothing to measure"):
             DBCacheConfig(Fn_compute_blocks=0, **others)
     static = DBCacheConfig(Fn_compute_blocks=0, steps_computation_mask=mask, steps_computation_policy="static")
     assert static.is_static
+    for policy in ("magcache", "easycache"):
+        assert DBCacheConfig(Fn_compute_blocks=0, policy=policy).Fn_compute_blocks == 0
     assert DBCacheConfig().reset(Fn_compute_blocks=0).given() == {"Fn_compute_blocks": 0}
+    assert DBCacheConfig().reset(Fn_compute_blocks=0, steps_computation_policy="dynamic").policy is None
+
+
+def test_the_cache_type_of_another_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cache_type=DBPrune is not that of a DBCacheConfig: pass a DBPruneConfig"):
+        DBCacheConfig(cache_type="DBPrune")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="pass a DBPruneConfig"):
+        DBCacheConfig().reset(cache_type=CacheType.DBPrune)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 28, 50])
+@pytest.mark.parametrize("preset", ["slow", "medium", "fast", "ultra"])
+def test_a_presets_name_becomes_its_mask_when_the_number_of_steps_is_given(preset: str, steps: int) -> None:
+    expected = steps_mask(total_steps=steps, mask_policy=preset)
+    options: dict[str, Any] = {"num_inference_steps": steps, "steps_computation_mask": preset}
+    assert DBCacheConfig(**options).steps_computation_mask == expected
+    sparse = DBCacheConfig().reset(**options)
+    assert sparse.given() == {"num_inference_steps": steps, "steps_computation_mask": expected}
+    assert DBCacheConfig(num_inference_steps=steps).update(steps_computation_mask=preset).steps_computation_mask == (
+        expected
+    )
+
+
+def test_a_presets_name_as_the_policy_makes_a_dynamic_mask() -> None:
+    config = DBCacheConfig(num_inference_steps=8, steps_computation_policy="fast")
+    assert config.steps_computation_mask == steps_mask(total_steps=8, mask_policy="fast")
+    assert config.steps_computation_policy == "dynamic"
+    config = DBCacheConfig(steps_computation_mask=[1, 0], steps_computation_policy="fast")
+    assert (config.steps_computation_mask, config.steps_computation_policy) == ([1, 0], "dynamic")
+    config = DBCacheConfig(steps_computation_mask="none", steps_computation_policy="none")  # type: ignore[arg-type]
+    assert (config.steps_computation_mask, config.steps_computation_policy) == (None, "dynamic")
+
+
+@pytest.mark.parametrize("field", ["steps_computation_mask", "steps_computation_policy"])
+def test_a_presets_name_without_the_number_of_steps_is_refused(field: str) -> None:
+    for refuse in (lambda: DBCacheConfig(**{field: "fast"}), lambda: DBCacheConfig().reset(**{field: "fast"})):
+        with pytest.raises(ConfigError, match=f"{field}='fast' names a preset.*pass num_inference_steps too"):
+            refuse()
+
+
+def test_a_device_and_a_dtype_are_kept_by_name() -> None:
+    torch = pytest.importorskip("torch")
+    config = DBCacheConfig(cache_device=torch.device("cuda:1"), cache_dtype=torch.float8_e4m3fn)
+    assert (config.cache_device, config.cache_dtype) == ("cuda:1", "float8_e4m3fn")
+    config.update(cache_device=torch.device("cpu"), cache_dtype="torch.bfloat16")
+    assert (config.cache_device, config.cache_dtype) == ("cpu", "bfloat16")
+    with pytest.raises(ConfigError, match="cache_dtype='float64'"):
+        DBCacheConfig(cache_dtype=torch.float64)
+
+
+def test_no_threshold_for_conditioning_is_a_choice_that_lasts() -> None:
+    assert DBCacheConfig().watches_conditioning
+    unwatched = DBCacheConfig(conditioning_diff_threshold=None)
+    assert not unwatched.watches_conditioning
+    assert not DBCacheConfig(**unwatched.given()).watches_conditioning
+    assert DBCacheConfig().update(conditioning_diff_threshold=None).watches_conditioning
+    assert not DBCacheConfig().update(conditioning_diff_threshold=math.inf).watches_conditioning
+    assert DBCacheConfig().reset().conditioning_diff_threshold is None
+
+
+def test_copies_share_the_calibration_and_nothing_else() -> None:
+    calibration = OneElement(1.0)
+    config = DBCacheConfig(policy_calibration=calibration, extra_cache_config=ExtraCacheConfig(downsample_factor=2))
+    for copied in (config.as_dict(), config.given()):
+        assert copied["policy_calibration"] is calibration
+        assert copied["extra_cache_config"] == ExtraCacheConfig(downsample_factor=2)
+        assert copied["extra_cache_config"] is not config.extra_cache_config
+
+
+def test_extra_options_update_field_by_field_and_never_the_given_object() -> None:
+    first = ExtraCacheConfig(downsample_factor=2, important_condition_threshold=0.1)
+    config = DBCacheConfig(extra_cache_config=first)
+    config.update(extra_cache_config=ExtraCacheConfig().reset(downsample_factor=4))
+    assert config.extra_cache_config == ExtraCacheConfig(downsample_factor=4, important_condition_threshold=0.1)
+    assert first.downsample_factor == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("l1_hidden_states_diff_threshold", "x", "a number"),
+        ("important_condition_threshold", -1, "a number >= 0"),
+        ("downsample_factor", 0, "an integer >= 1"),
+    ],
+)
+def test_an_extra_option_that_cannot_work_is_refused(field: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        ExtraCacheConfig(**{field: value})  # type: ignore[arg-type]
+    assert str(raised.value) == f"{field}={value!r} is not valid: expected {expected}"
 
 
 def test_strify_is_the_tag_that_file_names_carry() -> None:
@@ -220,12 +355,14 @@ def test_strify_is_the_tag_that_file_names_carry() -> None:
         enable_separate_cfg=True,
     )
     assert config.strify() == "DBCache_F1B0_W2I1M9MC3_R0.5_SCM101_static_N6_CFG1"
+    config.update(policy="magcache", force_refresh_step_hint=4, force_refresh_step_policy="repeat")
+    assert config.strify() == "DBCache_magcache_F1B0_W2I1M9MC3_R0.5_SCM101_static_N6_CFG1_FR4_repeat"
     assert DBCacheConfig(cache_type=CacheType.NONE).strify() == "NONE"
     assert DBCacheConfig().reset(max_warmup_steps=4).strify() == "-_F-B-_W4I-M-MC-_R-_CFG0"
 
 
-def test_options_decisions_and_masks_need_no_torch() -> None:
-    modules = ["config", "errors", "caching.masks", "caching.policy", "caching.predictors"]
+def test_options_decisions_and_masks_need_neither_torch_nor_yaml() -> None:
+    modules = ["config", "errors", "config.masks", "caching.policy", "caching.predictors"]
     code = (
         "import sys, types, pathlib\n"
         "root = pathlib.Path(sys.argv[1])\n"
@@ -234,7 +371,7 @@ def test_options_decisions_and_masks_need_no_torch() -> None:
         "    package.__path__ = [str(root.joinpath(*name.split('.')[1:]))]\n"
         f"for name in {modules!r}:\n"
         "    __import__('cache_dit.' + name)\n"
-        "sys.exit('torch' in sys.modules)\n"
+        "sys.exit('torch' in sys.modules or 'yaml' in sys.modules)\n"
     )
     import cache_dit
 

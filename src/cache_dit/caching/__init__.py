@@ -10,20 +10,80 @@ from cache_dit.caching.api import (
     summary,
     supported_pipelines,
 )
-from cache_dit.caching.masks import steps_mask
+from cache_dit.caching.block_adapters import BlockAdapterRegister
+from cache_dit.caching.cache_adapters import CachedAdapter
+from cache_dit.caching.cache_blocks import CachedBlocks, PrunedBlocks, UnifiedBlocks
+from cache_dit.caching.cache_contexts import (
+    CachedContext,
+    CachedContextManager,
+    ContextManager,
+    PrunedContext,
+    PrunedContextManager,
+)
+from cache_dit.caching.calibration import PolicyCalibration
+from cache_dit.caching.calibration_run import calibrate
+from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.caching.pattern import ForwardPattern
+from cache_dit.caching.policy import register_policy
+from cache_dit.caching.predictors import register_predictor
 from cache_dit.caching.session import session
 from cache_dit.caching.stats import CacheStats
+from cache_dit.config import (
+    BasicCacheConfig,
+    CacheType,
+    CalibratorConfig,
+    DBCacheConfig,
+    DBPruneConfig,
+    FoCaCalibratorConfig,
+    ParamsModifier,
+    TaylorSeerCalibratorConfig,
+    block_range,
+    cache_type,
+    load_cache_config,
+    load_configs,
+    load_options,
+    load_parallelism_config,
+)
+from cache_dit.config.masks import steps_mask
 
 __all__ = [
+    "BasicCacheConfig",
     "BlockAdapter",
+    "BlockAdapterRegister",
     "CacheStats",
+    "CacheType",
+    "CachedAdapter",
+    "CachedBlocks",
+    "CachedContext",
+    "CachedContextManager",
+    "CalibratorConfig",
+    "ContextManager",
+    "DBCacheConfig",
+    "DBPruneConfig",
     "FakeDiffusionPipeline",
+    "FoCaCalibratorConfig",
     "ForwardPattern",
+    "ParamsModifier",
+    "PatchFunctor",
+    "PolicyCalibration",
+    "PrunedBlocks",
+    "PrunedContext",
+    "PrunedContextManager",
+    "TaylorSeerCalibratorConfig",
+    "UnifiedBlocks",
+    "block_range",
+    "cache_type",
+    "calibrate",
     "disable_cache",
     "enable_cache",
     "get_adapter",
+    "load_cache_config",
+    "load_configs",
+    "load_options",
+    "load_parallelism_config",
     "refresh_context",
+    "register_policy",
+    "register_predictor",
     "session",
     "steps_mask",
     "strify",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,22 +10,14 @@ from typing import Any
 import torch
 
 from cache_dit.caching.attach import state_of
+from cache_dit.caching.finding import BLOCK_PREFIXES, find_blocks, find_match_blocks, matches_pattern
 from cache_dit.caching.nesting import as_list, flatten, listed_blocks, nested_depth, per_transformer, spread
-from cache_dit.caching.pattern import ENCODER, HIDDEN, JOINS, BlockIO, CallRules, ForwardPattern, Join
+from cache_dit.caching.pattern import ENCODER, HIDDEN, JOINS, CallRules, ForwardPattern, Join
+from cache_dit.caching.targets import BlockList, ChainSpec, Target
 from cache_dit.config.modifier import ParamsModifier
-from cache_dit.errors import ConfigError, UnsupportedModelError
+from cache_dit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-#: The block lists that ``auto=True`` considers, by the beginning of their names.
-BLOCK_PREFIXES = (
-    "transformer",
-    "single_transformer",
-    "blocks",
-    "layers",
-    "single_stream_blocks",
-    "double_stream_blocks",
-)
 
 
 class FakeDiffusionPipeline:
@@ -39,55 +29,6 @@ class FakeDiffusionPipeline:
 
     def __init__(self, transformer: torch.nn.Module | None = None) -> None:
         self.transformer = transformer
-
-
-@dataclass(frozen=True)
-class BlockList:
-    """Blocks that are called one after the other in one way.
-
-    Args:
-        name: the attribute they are found under, for reports.
-        blocks: the blocks, in call order.
-        pattern: what goes in and out.
-        streams: the names of H and E in the blocks' ``forward``.
-    """
-
-    name: str
-    blocks: tuple[torch.nn.Module, ...]
-    pattern: ForwardPattern
-    streams: tuple[str, str] = (HIDDEN, ENCODER)
-
-
-@dataclass(frozen=True)
-class ChainSpec:
-    """Block lists with one decision and one residual."""
-
-    lists: tuple[BlockList, ...]
-    join: Join = None
-    modifier: ParamsModifier | None = None
-    strict: bool = False
-    interleave: bool = False
-
-    def ordered(self) -> list[tuple[int, torch.nn.Module]]:
-        """Its blocks in call order, each with the index of its list."""
-        if not self.interleave:
-            return [(index, block) for index, listed in enumerate(self.lists) for block in listed.blocks]
-        rounds = zip(*(listed.blocks for listed in self.lists), strict=True)
-        return [(index, block) for blocks in rounds for index, block in enumerate(blocks)]
-
-    @property
-    def name(self) -> str:
-        """The names of its lists."""
-        return "+".join(blocks.name for blocks in self.lists)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A transformer and its chains; ``idle`` are modules between blocks and the argument of each that holds H."""
-
-    transformer: torch.nn.Module
-    chains: tuple[ChainSpec, ...]
-    idle: tuple[tuple[torch.nn.Module, str], ...] = ()
 
 
 @dataclass
@@ -106,7 +47,8 @@ class BlockAdapter:
         dummy_blocks_names: names of lists that ``blocks`` already contains (a merged list): for information only,
             since blocks are intercepted where they stand.
         forward_pattern: the pattern(s) of the block lists.
-        params_modifiers: options that differ from the common ones, one per block list, in order.
+        params_modifiers: options that differ from the common ones, one per chain of blocks, in order; chains without
+            one keep the common ones. Nested, a list for each transformer: one alone in it is for all its chains.
         check_forward_pattern: whether names in the pattern must be arguments of the blocks' ``forward``; when None,
             only for models of diffusers without hooks.
         check_num_outputs: whether the number of tensors in ``forward``'s return annotation must fit the pattern.
@@ -117,11 +59,14 @@ class BlockAdapter:
             class name) ``auto`` considers.
         blocks_policy: whether ``auto`` takes the longest ("max") or the shortest ("min") list.
         skip_post_init: leave everything as it was given.
-        merge: treat all block lists of a transformer as one chain with one decision.
+        merge: treat all block lists of a transformer as one chain with one decision; or, one number per block list:
+            those with the same number are a chain.
         join: how the second of two merged lists takes over: None with both streams as they are, ``"eh"`` with
             cat(E, H), ``"he"`` with cat(H, E) as its H.
         interleave: merged lists take turns, block by block, and each has a layout of its own: a chain in call order
             whose middle begins and ends in the last list, so that it computes one block more in front.
+        long_skip: block n − 1 − i reads what block i returned: B blocks are right only where their F blocks ran, so Bn
+            is at most Fn.
         idle: modules that the model calls between blocks for nothing when these are skipped: attribute (of a module
             or a list of modules) to the name of the argument that holds H, which they then return.
         stream_names: the names of H and E in the blocks' ``forward``, or one pair per block list.
@@ -151,9 +96,10 @@ class BlockAdapter:
     check_suffixes: bool = False
     blocks_policy: str = "max"
     skip_post_init: bool = False
-    merge: bool = False
+    merge: bool | Sequence[int] = False
     join: Join = None
     interleave: bool = False
+    long_skip: bool = False
     idle: dict[str, str] = field(default_factory=dict)
     stream_names: Any = None
     rules: CallRules = field(default_factory=CallRules)
@@ -204,7 +150,7 @@ class BlockAdapter:
     @staticmethod
     def find_blocks(transformer: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
         """Every ``ModuleList`` that is an attribute of a transformer, by name."""
-        return {name: child for name, child in transformer.named_children() if isinstance(child, torch.nn.ModuleList)}
+        return find_blocks(transformer)
 
     @staticmethod
     def find_match_blocks(
@@ -223,49 +169,28 @@ class BlockAdapter:
         Raises:
             UnsupportedModelError: if no list fits; says which lists there are.
         """
-        if blocks_policy not in ("max", "min"):
-            raise ConfigError(f"blocks_policy={blocks_policy!r} is unknown: pass 'max' or 'min'")
-        lists = BlockAdapter.find_blocks(transformer)
-        fitting = {
-            name: blocks
-            for name, blocks in lists.items()
-            if len(blocks)
-            and (not check_prefixes or name.startswith(tuple(allow_prefixes)))
-            and (not check_suffixes or all(type(b).__name__.endswith(tuple(allow_suffixes)) for b in blocks))
-            and BlockAdapter.match_blocks_pattern(blocks, forward_pattern, check_num_outputs=check_num_outputs)
-        }
-        if not fitting:
-            raise UnsupportedModelError(
-                f"no block list of {type(transformer).__name__} fits {forward_pattern.name} "
-                f"(found: {', '.join(lists) or 'none'}): pass blocks= and forward_pattern= yourself"
-            )
-        choose = max if blocks_policy == "max" else min
-        name = choose(fitting, key=lambda key: len(fitting[key]))
-        return fitting[name], name
+        return find_match_blocks(
+            transformer,
+            forward_pattern,
+            prefixes=tuple(allow_prefixes) if check_prefixes else None,
+            suffixes=tuple(allow_suffixes) if check_suffixes else None,
+            blocks_policy=blocks_policy,
+            check_num_outputs=check_num_outputs,
+        )
 
     @staticmethod
     def match_block_pattern(
         block: torch.nn.Module, forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
     ) -> bool:
         """Whether a block's ``forward`` has the arguments of a pattern (and as many outputs, if that is asked)."""
-        function = getattr(type(block), "forward", None)  # a scripted module's class has none
-        if function is None:
-            return False
-        forward = inspect.signature(function)
-        if not all(name in forward.parameters for name in forward_pattern.In):
-            return False
-        returned = str(forward.return_annotation).count("Tensor")
-        return not check_num_outputs or returned in (0, len(forward_pattern.Out))
+        return matches_pattern(block, forward_pattern, check_num_outputs=check_num_outputs)
 
     @staticmethod
     def match_blocks_pattern(
         blocks: Iterable[torch.nn.Module], forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
     ) -> bool:
         """Whether all blocks fit a pattern."""
-        return all(
-            BlockAdapter.match_block_pattern(block, forward_pattern, check_num_outputs=check_num_outputs)
-            for block in blocks
-        )
+        return all(matches_pattern(block, forward_pattern, check_num_outputs=check_num_outputs) for block in blocks)
 
     @staticmethod
     def nested_depth(value: Any) -> int:
@@ -338,12 +263,28 @@ class BlockAdapter:
                 BlockList(name, tuple(blocks), pattern, next(streams))
                 for name, blocks, pattern in zip(names, lists, patterns, strict=True)
             ]
-            groups = [tuple(described)] if self.merge else [(blocks,) for blocks in described]
             strict = self._is_strict(transformer)
             join = self.join if self.merge else None
-            chains = (ChainSpec(group, join, next(modifiers), strict, self.interleave) for group in groups)
+            chains = [
+                ChainSpec(group, join, next(modifiers), strict, self.interleave, self.long_skip)
+                for group in self._grouped(described)
+            ]
             targets.append(Target(transformer, tuple(chains), tuple(self._idle_modules(transformer))))
         return targets
+
+    def _grouped(self, lists: list[BlockList]) -> list[tuple[BlockList, ...]]:
+        """The lists of each chain of a transformer."""
+        numbers = self._numbers(lists)
+        numbered = list(zip(numbers, lists, strict=True))
+        return [tuple(blocks for number, blocks in numbered if number == chain) for chain in dict.fromkeys(numbers)]
+
+    def _numbers(self, lists: Sequence[Any]) -> list[int]:
+        """The number of each list's chain."""
+        if isinstance(self.merge, bool):
+            return [0] * len(lists) if self.merge else list(range(len(lists)))
+        if len(self.merge) != len(lists):
+            raise ConfigError(f"{len(self.merge)} numbers in merge for {len(lists)} block lists: pass one for each")
+        return list(self.merge)
 
     def _idle_modules(self, transformer: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
         for attribute, argument in self.idle.items():
@@ -352,22 +293,34 @@ class BlockAdapter:
                 yield module, argument
 
     def _modifiers(self, modifiers: Any) -> list[ParamsModifier | None]:
-        given = [] if modifiers is None else self.flatten(modifiers)
+        given = [] if modifiers is None else self._broadcast(modifiers)
         for modifier in given:
             if not isinstance(modifier, ParamsModifier | None):
                 raise ConfigError(
                     f"a {type(modifier).__name__} is no modifier: pass ParamsModifier(cache_config=…) or a list of them"
                 )
-        lists = sum(map(len, self.blocks))
-        if len(given) > lists:
-            raise ConfigError(f"{len(given)} params_modifiers for {lists} block lists: pass at most one for each")
-        if not self.merge:
-            return given + [None] * (lists - len(given))
-        if len(given) > len(self.blocks):  # one per list, as for lists that are chains of their own
+        numbers = [(place, number) for place, lists in enumerate(self.blocks) for number in self._numbers(lists)]
+        if len(given) > len(numbers):
+            raise ConfigError(
+                f"{len(given)} params_modifiers for {len(numbers)} block lists: pass at most one for each"
+            )
+        chains = list(dict.fromkeys(numbers))
+        if len(given) > len(chains):  # one per list, as for lists that are chains of their own
             logger.warning("cache_dit: merged block lists share one decision: the first list's modifier counts")
-            firsts = itertools.accumulate(map(len, self.blocks), initial=0)
+            firsts = (numbers.index(chain) for chain in chains)
             given = [given[first] for first in firsts if first < len(given)]
-        return given[: len(self.blocks)] + [None] * (len(self.blocks) - len(given))
+        return given + [None] * (len(chains) - len(given))
+
+    def _broadcast(self, modifiers: Any) -> list[Any]:
+        """Modifiers in one list; where they are nested, one alone for a transformer is for all of its chains."""
+        if nested_depth(modifiers) < 2:
+            return flatten(modifiers)
+        given = []
+        for own, lists in zip(modifiers, self.blocks, strict=False):
+            chains = len(set(self._numbers(lists)))
+            own = as_list(own)
+            given += own * chains if len(own) == 1 else own + [None] * (chains - len(own))
+        return given + flatten(modifiers[len(self.blocks) :])
 
     def _streams(self) -> list[tuple[str, str]]:
         lists = sum(map(len, self.blocks))
@@ -383,20 +336,6 @@ class BlockAdapter:
         if self.check_forward_pattern is not None:
             return self.check_forward_pattern
         return type(transformer).__module__.startswith("diffusers")
-
-
-def block_io(block: torch.nn.Module, blocks: BlockList, *, strict: bool) -> BlockIO:
-    """How one block is called.
-
-    Raises:
-        PatternMismatchError: if it lacks an argument that the pattern reads.
-        ConfigError: if the pattern is none.
-    """
-    if not isinstance(blocks.pattern, ForwardPattern):
-        raise ConfigError(f"forward_pattern={blocks.pattern!r} is no ForwardPattern: pass ForwardPattern.Pattern_0 … 5")
-    inner = getattr(block, "_orig_mod", block)  # a compiled block: its wrapper's forward says nothing
-    hidden, encoder = blocks.streams
-    return BlockIO(type(inner), blocks.pattern, hidden=hidden, encoder=encoder, strict=strict)
 
 
 def _names_by_identity(adapter: BlockAdapter) -> list[list[str]]:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 
-from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline, Target
+from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.caching.attach import put_on, state_of, take_off
-from cache_dit.caching.build import build_state, rebuild_state
-from cache_dit.caching.dress import cached_block, cached_transformer, idle_module, named_transformer
+from cache_dit.caching.build import build_state, reconfigured
+from cache_dit.caching.dress import cached_block, cached_transformer, idle_module, named_transformer, observed_module
 from cache_dit.caching.nesting import as_list
 from cache_dit.caching.pipeline import PipelineState, cached_pipeline
 from cache_dit.caching.stats import CacheStats, chain_stats, report, strify_options, strify_stats
+from cache_dit.caching.targets import Target
 from cache_dit.caching.transformer import TransformerState
-from cache_dit.config.base import unknown_key
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
-from cache_dit.config.modifier import ParamsModifier, flat_options, overlay
+from cache_dit.config.modifier import ParamsModifier, check_classes, flat_options, overlay, refresh_options
+from cache_dit.config.parallelism import ParallelismConfig
 from cache_dit.errors import CacheDitError, ConfigError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def enable_cache(
         cache_config: when to compute; ``DBCacheConfig()`` when None.
         calibrator_config: how skipped steps are predicted; by reuse of the last computed step when None.
         params_modifiers: options that differ from these, one per chain of blocks, in order.
-        parallelism_config: not available in this version.
+        parallelism_config: parallelism is not in this version: None, or a ``ParallelismConfig`` that spreads nothing.
+            With such a one and no cache options nothing is cached, and a line of log says so.
         **kwargs: options of ``DBCacheConfig`` and ``TaylorSeerCalibratorConfig`` by name (deprecated).
 
     Returns:
@@ -57,30 +59,35 @@ def enable_cache(
         ConfigError: if an option is unknown, wrong, or does not fit the model; also if another cache is on.
         PatternMismatchError: if a block is not called as its pattern says.
     """
-    if parallelism_config is not None:
-        raise ConfigError("parallelism_config is not supported in this version: pass None")
+    _refuse_parallelism(parallelism_config)
     options, flat_calibrator = flat_options(kwargs, where="enable_cache")
+    if parallelism_config is not None and cache_config is None and not options:
+        logger.warning(
+            "cache_dit: parallelism_config is given and no cache_config: nothing is cached, nothing is spread"
+        )
+        return pipe_or_adapter
     cache_config = DBCacheConfig() if cache_config is None else cache_config
     calibrator_config = flat_calibrator or calibrator_config
-    _check_types(cache_config, calibrator_config)
+    check_classes(cache_config, calibrator_config)
     cache_config = overlay(cache_config, options, complete=True)
     adapter = _described(pipe_or_adapter)
     if cache_config.cache_type is CacheType.NONE:
         disable_cache(pipe_or_adapter)
         return pipe_or_adapter
-    if cache_config.cache_type is not CacheType.DBCache:
-        raise ConfigError(
-            f"cache_type={cache_config.cache_type} is not supported in this version: pass a DBCacheConfig"
-        )
     _enable(adapter, cache_config, calibrator_config, params_modifiers)
     return pipe_or_adapter
 
 
-def _check_types(cache_config: Any, calibrator_config: Any) -> None:
-    if cache_config is not None and not isinstance(cache_config, BasicCacheConfig):
-        raise ConfigError(f"cache_config is a {type(cache_config).__name__}: pass a DBCacheConfig")
-    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
-        raise ConfigError(f"calibrator_config is a {type(calibrator_config).__name__}: pass a CalibratorConfig")
+def _refuse_parallelism(config: Any) -> None:
+    """Raise ``ConfigError`` for a ``ParallelismConfig`` that spreads anything, or what is none."""
+    if config is None:
+        return
+    if not isinstance(config, ParallelismConfig):
+        raise ConfigError(f"parallelism_config is a {type(config).__name__}: pass a ParallelismConfig, or None")
+    if config.enabled():
+        raise ConfigError(
+            f"parallelism_config asks for {config.strify(details=True)}: parallelism is not in this version, pass None"
+        )
 
 
 def _described(pipe_or_adapter: Any) -> BlockAdapter:
@@ -94,8 +101,11 @@ def _described(pipe_or_adapter: Any) -> BlockAdapter:
         )
     adapter = get_adapter(pipe_or_adapter)
     if adapter is None:
+        from cache_dit.models.unsupported import refusal_of
+
         raise UnsupportedModelError(
-            f"there is no record of {type(pipe_or_adapter).__name__}: describe its blocks with a BlockAdapter, "
+            refusal_of(pipe_or_adapter)
+            or f"there is no record of {type(pipe_or_adapter).__name__}: describe its blocks with a BlockAdapter, "
             f"or see cache_dit.supported_pipelines()"
         )
     return adapter
@@ -128,6 +138,10 @@ def _enable(
             )
         )
     pairs = [(target.transformer, state) for target, state in zip(targets, states, strict=True)]
+    scheduler = getattr(adapter.pipe, "scheduler", None)
+    for options in (one for state in states for one in state.options):
+        if scheduler is not None and options.cache.policy_calibration is not None:
+            options.cache.policy_calibration.check(scheduler=type(scheduler).__name__)
     # a pipeline that is not called (but has a method of another name, say) has no requests of its own
     if isinstance(adapter.pipe, FakeDiffusionPipeline) or not callable(adapter.pipe):
         replace_states(pairs)
@@ -219,6 +233,7 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
                 put_on(block, cached_block, role)
         for module, idle_role in state.idle:
             put_on(module, idle_module, idle_role)
+        attach_observers(state)
         put_on(transformer, cached_transformer, state)
         if inner is not None:
             put_on(inner, named_transformer, state)
@@ -226,6 +241,12 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
     except UnsupportedModelError:
         _take_all_off(transformer, state)
         raise
+
+
+def attach_observers(state: TransformerState) -> None:
+    """Put observers where the options ask for them, and none is yet."""
+    for module, role in state.observers():
+        put_on(module, observed_module, role)
 
 
 def detach_transformer(transformer: Any) -> None:
@@ -247,7 +268,7 @@ def _take_all_off(transformer: Any, state: TransformerState) -> None:
     for chain, _ in state.chains:
         for block in chain.blocks:
             take_off(block)
-    for module, _ in state.idle:
+    for module, _ in (*state.idle, *state.observed):
         take_off(module)
     take_off(transformer)
     if (inner := getattr(transformer, "_orig_mod", None)) is not None:
@@ -272,11 +293,11 @@ def disable_cache(pipe_or_adapter: Any) -> None:
         for transformer in (*state.transformers.values(), *state.replaced):
             detach_transformer(transformer)
         take_off(pipe_or_adapter)
-    for transformer in _transformers(pipe_or_adapter):
+    for transformer in cached_transformers(pipe_or_adapter):
         detach_transformer(transformer)
 
 
-def _transformers(holder: Any) -> Iterable[Any]:
+def cached_transformers(holder: Any) -> list[Any]:
     """The cached transformers in a pipeline, an adapter, or the transformer itself."""
     if isinstance(holder, BlockAdapter):
         found = as_list(holder.transformer)
@@ -297,8 +318,8 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
     Args:
         transformer: a cached transformer.
         **force_refresh_kwargs: ``cache_config`` (its fields that are not None are taken over;
-            ``DBCacheConfig().reset(…)`` makes a sparse one), ``calibrator_config``, or options of ``DBCacheConfig``
-            by name, such as ``num_inference_steps=28``. ``verbose`` logs the options.
+            ``DBCacheConfig().reset(…)`` makes a sparse one; a dict will do), ``calibrator_config``, or options by name,
+            such as ``num_inference_steps=28`` or ``enable_taylorseer=True``. ``verbose`` logs the options.
 
     Raises:
         ConfigError: if an option is unknown or wrong; the old options then stay.
@@ -312,18 +333,11 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
         logger.warning("cache_dit: no cache is on this %s: nothing to refresh", type(transformer).__name__)
         return
     verbose = force_refresh_kwargs.pop("verbose", False)
-    cache_config = force_refresh_kwargs.pop("cache_config", None)
-    calibrator = force_refresh_kwargs.pop("calibrator_config", None)
-    known = BasicCacheConfig.field_names()
-    for name in force_refresh_kwargs:
-        if name not in known:
-            raise unknown_key(name, [*known, "cache_config", "calibrator_config", "verbose"], where="refresh_context")
-    _check_types(cache_config, calibrator)
-    sparse = {} if cache_config is None else cache_config.given()
-    renewed = rebuild_state(state, {**sparse, **force_refresh_kwargs}, calibrator)
-    replace_states([(_owner(transformer), renewed)])
+    changes, calibrator = refresh_options(force_refresh_kwargs)
+    state.configure(reconfigured(state, changes, calibrator))
+    attach_observers(state)
     if verbose:
-        for chain, options in renewed.chains:
+        for chain, options in state.chains:
             logger.info("cache_dit: %s: %s", chain.name, options)
 
 
@@ -362,11 +376,12 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         raise ConfigError("a FakeDiffusionPipeline holds no statistics: pass the adapter or the transformer")
     chains: list[CacheStats] = []
     wholes: list[CacheStats] = []
-    for transformer in _transformers(adapter_or_others):
+    for transformer in cached_transformers(adapter_or_others):
         state: TransformerState = state_of(transformer)
-        chains += [
-            chain_stats(state.latest, index, chain.name, options) for index, (chain, options) in enumerate(state.chains)
-        ]
+        latest = state.latest
+        asked = state.options if latest is None else latest.options  # a request may have had options of its own
+        for index, (chain, _) in enumerate(state.chains):
+            chains.append(chain_stats(latest, index, chain.name, asked[index]))
         whole = copy.copy(chains[-1])
         whole.name = type(transformer).__name__
         wholes.append(whole)

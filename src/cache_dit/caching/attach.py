@@ -64,9 +64,16 @@ def state_of(instance: Any) -> Any:
 
 
 def subclass(base: type, dress: Dress) -> type:
-    """The subclass of ``base`` that ``dress`` makes: the same one each time, under the same name."""
+    """The subclass of ``base`` that ``dress`` makes: the same one each time, under the same name.
+
+    That of a class made inside a function lives as long as something has it: kept here, it would keep ``base`` too.
+    """
     known = _subclasses.setdefault(dress, weakref.WeakKeyDictionary())
-    if base not in known:
+    made = known.get(base)
+    if made is None:
+        subclasses: list[type] = type.__subclasses__(base)
+        made = next((one for one in subclasses if one.__dict__.get(DRESS) is dress), None)
+    if made is None:
         made = dress(base, _metaclass(type(base)))
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(made, name, getattr(base, name))
@@ -76,8 +83,9 @@ def subclass(base: type, dress: Dress) -> type:
         if "__deepcopy__" in dir(base):
             made.__deepcopy__ = _deepcopy_plain  # type: ignore[attr-defined]
         _adopt_block_metadata(base, made)
-        known[base] = made
-    return known[base]
+        if "<locals>" not in base.__qualname__:
+            known[base] = made
+    return made
 
 
 def _metaclass(base: type) -> type:

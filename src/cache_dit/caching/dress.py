@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from cache_dit.caching.attach import STATE
-from cache_dit.caching.chain import run_block
 from cache_dit.caching.pattern import argument_names
+from cache_dit.caching.run import run_block
 
 
 def cached_block(base: Any, metaclass: Any) -> type:
@@ -48,6 +48,20 @@ def idle_module(base: Any, metaclass: Any) -> type:
     return IdleModule
 
 
+def observed_module(base: Any, metaclass: Any) -> type:
+    """The subclass of a module whose input a decision is made by."""
+
+    class ObservedModule(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            role = self.__dict__.get(STATE)
+            if role is not None:
+                role.see(args, kwargs)
+            return base.__call__(self, *args, **kwargs)
+
+    return ObservedModule
+
+
 def cached_transformer(base: Any, metaclass: Any) -> type:
     """The subclass of a transformer's class: a step begins and ends here.
 
@@ -68,16 +82,18 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
                     break
                 try:
                     output = base.__call__(self, *args, **kwargs)
-                    if state.end(forward):
+                    if state.end(forward, output):
                         return output
                 except BaseException:
                     state.abandon(forward)
                     raise
                 args, kwargs = forward.arguments
-            return base.__call__(self, *args, **kwargs)
+            with contextlib.nullcontext() if state is None else state.set_aside():
+                return base.__call__(self, *args, **kwargs)
 
     if hasattr(base, "cache_context"):
         CachedTransformer.cache_context = _cache_context(CachedTransformer)
+    CachedTransformer._context_manager = property(_manager, _set_manager)
     return CachedTransformer
 
 
@@ -89,7 +105,24 @@ def named_transformer(base: Any, metaclass: Any) -> type:
 
     if hasattr(base, "cache_context"):
         NamedTransformer.cache_context = _cache_context(NamedTransformer)
+    NamedTransformer._context_manager = property(_manager, _set_manager)
     return NamedTransformer
+
+
+def _manager(self: Any) -> Any:
+    """What servers know as a cached transformer's ``_context_manager``."""
+    state = self.__dict__.get(STATE)
+    if state is None:
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute '_context_manager': no cache is on it")
+    return state.manager
+
+
+def _set_manager(self: Any, manager: Any) -> None:
+    state = self.__dict__.get(STATE)
+    if state is None:
+        raise AttributeError(f"no cache is on this {type(self).__name__}: enable it before setting _context_manager")
+    manager.bind(state)
+    state.manager = manager
 
 
 def _cache_context(owner: Any) -> Callable[..., Any]:

@@ -7,15 +7,12 @@ prefetched loads itself.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import diffusers
 import torch
 
-from cache_dit.caching.chain import Chain
-
-logger = logging.getLogger(__name__)
+from cache_dit.caching.chain import Chain, Layout
 
 _HOOK = "group_offloading"
 _LOADS_ITSELF_SINCE = "0.37.0"
@@ -28,33 +25,33 @@ def offload_group(module: torch.nn.Module) -> Any:
     return None if hook is None else hook.group
 
 
-def widen_back(chain: Chain) -> None:
-    """Let the skipped blocks of a chain end where an offloading group ends; says so when that widens the B blocks."""
-    if chain.middle == 0:
-        return
-    start = len(chain.blocks) - chain.back
+def widen_back(chain: Chain, layout: Layout) -> Layout:
+    """Let the skipped blocks end where an offloading group ends; says so when that widens the B blocks."""
+    if layout.middle == 0:
+        return layout
+    start = len(chain.blocks) - layout.back
     group = offload_group(chain.blocks[start - 1])
     if group is None or not group.modules or group.modules[-1] is chain.blocks[start - 1]:
-        return
+        return layout
     while start > 0 and offload_group(chain.blocks[start - 1]) is group:
         start -= 1
-    if start < chain.front:  # one of the F blocks loads the group, and it stays loaded
-        return
-    asked = chain.back
-    chain.set_back(len(chain.blocks) - start)
-    logger.warning(
+    if start < layout.front:  # one of the F blocks loads the group, and it stays loaded
+        return layout
+    widened = Layout.of(len(chain.blocks), layout.front, len(chain.blocks) - start)
+    chain.say_once(
         "cache_dit: Bn_compute_blocks=%d cuts a group of offloaded blocks of chain %s: %d blocks are computed",
-        asked,
+        layout.back,
         chain.name,
-        chain.back,
+        widened.back,
     )
+    return widened
 
 
-def relied_on_when_skipped(chain: Chain, *, last: bool) -> bool:
+def relied_on_when_skipped(chain: Chain, layout: Layout, *, last: bool) -> bool:
     """Whether a block that computes after the skipped ones could be loaded by them alone.
 
     Args:
-        chain: the chain.
+        chain, layout: the chain, and which of its blocks can be skipped.
         last: whether no other chain comes after it.
     """
     from packaging.version import Version
@@ -66,4 +63,10 @@ def relied_on_when_skipped(chain: Chain, *, last: bool) -> bool:
     if not any(group is not None and group.stream is not None for group in leaves):
         return False
     by_blocks = whole is not None and bool(whole.modules)
-    return not (by_blocks and last and chain.back == 0)
+    return not (by_blocks and last and layout.back == 0)
+
+
+def shares_groups(chain: Chain) -> bool:
+    """Whether blocks of a chain are loaded several at once: then none can be skipped by itself."""
+    groups = [offload_group(block) for block in chain.blocks]
+    return any(group is not None and len(group.modules) > 1 for group in groups)

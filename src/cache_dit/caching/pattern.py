@@ -208,7 +208,8 @@ class CallRules:
     Args:
         computes: whether a call, seen by its arguments by name, must compute all blocks; it counts as a step.
         bypasses: the same, for a call that is no step at all.
-        branch_arguments: arguments that change which blocks run: calls that differ in them are branches of their own.
+        branch_arguments: arguments that change which blocks run, or how: calls that differ in them are branches of
+            their own. A default says nothing.
     """
 
     computes: Callable[[Mapping[str, Any]], bool] | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cache_dit.caching.attach import STATE, state_of
-from cache_dit.caching.session import Request, entered
+from cache_dit.caching.session import Request, current_request
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,10 @@ class PipelineState:
     def begin(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
         """A request for one call of the pipeline."""
         self._follow(pipe)
-        return Request(object(), _steps(type(pipe).__call__, pipe, args, kwargs), counts_down=False)
+        # of several transformers each makes a part of the steps: how many, only its own options can say
+        steps = None if len(self.transformers) > 1 else _steps(type(pipe).__call__, pipe, args, kwargs)
+        scheduler = getattr(pipe, "scheduler", None)
+        return Request(object(), steps, counts_down=False, scheduler=scheduler, outer=current_request())
 
     def end(self, request: Request) -> None:
         """Free what the call kept."""
@@ -80,7 +83,7 @@ def cached_pipeline(base: Any, metaclass: Any) -> type:
             if state is None:  # somebody may have kept this method from when the cache was on
                 return base.__call__(self, *args, **kwargs)
             request = state.begin(self, args, kwargs)
-            with entered(request):
+            with request:
                 try:
                     return super().__call__(*args, **kwargs)
                 finally:

@@ -1,4 +1,4 @@
-"""One request: its steps and branches, and for each branch and chain a policy and a history.
+"""One request: its steps and branches, and for each branch and chain a lane.
 
 A request is one run of a denoising loop. A pipeline call is a request of its own; around a bare transformer,
 ``session`` names the request that the calls inside belong to.
@@ -6,257 +6,76 @@ A request is one run of a denoising loop. A pipeline call is a request of its ow
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-import math
-from collections.abc import Callable, Hashable, Iterator
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from cache_dit.caching.chain import BlockRole, Chain, ChainRun, take_snapshot, untraced
+from cache_dit.caching.chain import Chain
 from cache_dit.caching.clock import StepClock
-from cache_dit.caching.history import History
-from cache_dit.caching.policy import Action, DBCachePolicy
-from cache_dit.caching.predictors import Predictor, make_predictor
-from cache_dit.caching.shards import relative_l1
-from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.caching.conditions import Conditions
+from cache_dit.caching.lane import BaseLane
+from cache_dit.caching.options import ChainOptions
+from cache_dit.caching.step_policy import StepRecord
+from cache_dit.config.base import check_flag, joined, laid_over
+from cache_dit.config.cache import BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
-from cache_dit.errors import SessionError
-
-
-@dataclass(frozen=True)
-class ChainOptions:
-    """What the user asked for one chain."""
-
-    cache: BasicCacheConfig
-    calibrator: CalibratorConfig | None = None
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether the state after the middle blocks is predicted, not the residual over them."""
-        calibrator = self.calibrator
-        return bool(calibrator and calibrator.enable_calibrator and calibrator.calibrator_cache_type == "hidden_states")
-
-    def predictors(self) -> tuple[Predictor, Predictor]:
-        """The predictors of H and of E."""
-        return make_predictor(self.calibrator), make_predictor(self.calibrator, encoder=True)
-
-
-class Lane:
-    """One branch (and pass) of one chain in one request: when to compute, and what a skipped step is filled with.
-
-    Args:
-        chain: the chain.
-        options: its configuration.
-        num_inference_steps: the request's number of steps where it is known.
-    """
-
-    def __init__(self, chain: Chain, options: ChainOptions, num_inference_steps: int | None = None) -> None:
-        self.chain = chain
-        self.options = options
-        self.policy = DBCachePolicy(options.cache, num_inference_steps=num_inference_steps)
-        self.hidden_predictor, self.encoder_predictor = options.predictors()
-        self.hidden = History(self.hidden_predictor.history)
-        self.encoder = History(self.encoder_predictor.history)
-        self.probe: torch.Tensor | None = None
-        #: The sums of the snapshots, on their device: not finite where a snapshot is not.
-        self.health: list[torch.Tensor] = []
-        self.last_role: BlockRole | None = None
-        self.had_encoder = False
-        self.forms = [role.io.form for role in chain.roles]
-        self.executed = 0
-        self.possible = 0
-        self.call_key: Hashable = None
-        #: Why this lane computes everything from now on, once something showed that it cannot be cached.
-        self.refused: str | None = None
-
-    def start(
-        self,
-        step: int,
-        *,
-        compute: str | None = None,
-        shared_diff: float | None = None,
-        group: Any = None,
-        call_key: Hashable = None,
-    ) -> LaneRun:
-        """Decide what can be decided before the forward.
-
-        Args:
-            step: the step's number in its request.
-            compute: why this step must compute whatever the policy says, or None.
-            shared_diff: the diff that another branch measured in this step, to decide by instead of measuring.
-            group: the process group that decides together, or None.
-            call_key: what the call looks like on all ranks of the group: another one than at the last computed step
-                is a miss.
-        """
-        if call_key != self.call_key and len(self.hidden):
-            compute = compute or "shape"
-        self.call_key = call_key
-        compute = compute or self.refused or ("no_middle" if self.chain.middle == 0 else None)
-        action = Action.COMPUTE if compute else self.policy.decide(step)
-        diff = None
-        if action is Action.MEASURE and shared_diff is not None:
-            diff = shared_diff
-            action = Action.SKIP if self.policy.accept(shared_diff) else Action.COMPUTE
-        if action is not Action.COMPUTE and len(self.hidden) == 0:
-            action, compute = Action.COMPUTE, "no_snapshot"
-        run = ChainRun(
-            self.chain,
-            skip=action is Action.SKIP,
-            measure=action is Action.MEASURE,
-            keeps=self.policy.caches and self.refused is None,
-            last_role=self.last_role,
-            had_encoder=self.had_encoder,
-            forms=self.forms,
-        )
-        if run.skip:
-            self.predict(run, step)
-        return LaneRun(self, run, step, diff=diff, why=compute, group=group)
-
-    def predict(self, run: ChainRun, step: int) -> None:
-        """Put the prediction for ``step`` where the blocks will take it from."""
-        run.predicted_hidden = _predicted(self.hidden_predictor, self.hidden, step)
-        run.predicted_encoder = _predicted(self.encoder_predictor, self.encoder, step)
-
-    def keep(self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None) -> None:
-        """Append a step's snapshots to the history."""
-        self.hidden.append(step, hidden)
-        if encoder is None:
-            self.encoder.clear()
-        else:
-            self.encoder.append(step, encoder)
-        if self.policy.measures:
-            sums = [snapshot.sum(dtype=torch.float32) for snapshot in (hidden, encoder) if snapshot is not None]
-            self.health.append(sums[0] if len(sums) == 1 else sums[0] + sums[1].to(sums[0].device))
-            del self.health[: -len(self.hidden)]
-
-    def forget(self) -> None:
-        """Drop the history."""
-        self.hidden.clear()
-        self.encoder.clear()
-        self.health.clear()
-
-    def free(self) -> None:
-        """Drop all tensors; what is known of the steps stays for ``summary``."""
-        self.forget()
-        self.probe = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of live tensors."""
-        return self.hidden.nbytes + self.encoder.nbytes + (0 if self.probe is None else self.probe.nbytes)
-
-
-class LaneRun:
-    """A lane in one pass of one forward: the bookkeeping around a ``ChainRun``."""
-
-    def __init__(
-        self, lane: Lane, run: ChainRun, step: int, *, diff: float | None, why: str | None, group: Any = None
-    ) -> None:
-        self.lane = lane
-        self.run = run
-        #: The process group that decides together, or None.
-        self.group = group
-        self.step = step
-        self.diff = diff
-        self.why = why
-        run.decide = self.decide
-
-    @untraced
-    def decide(self, run: ChainRun) -> None:
-        """Measure how much the first blocks changed since the last computed step, and skip if the policy accepts it."""
-        lane = self.lane
-        health = torch.stack(lane.health).sum() if lane.health else None
-        self.diff = relative_l1(lane.probe, run.probe, self.group, health=health)
-        if self.diff is None:
-            self.why = "not_measured" if run.probe is None or lane.probe is None else "shape"
-        elif lane.policy.accept(self.diff):
-            run.skip = True
-            lane.predict(run, self.step)
-        elif not math.isfinite(self.diff):
-            lane.forget()  # a predictor of a higher order would go on using the step that was not finite
-
-    def check_writes(self) -> None:
-        """After a chain's first computed step: do its blocks write into their input?"""
-        chain, run = self.lane.chain, self.run
-        if run.originals and chain.writes_input is None:
-            chain.writes_input = any(not torch.equal(stream, copy) for stream, copy in run.originals)
-        run.originals.clear()
-
-    @property
-    def unfilled(self) -> bool:
-        """Whether blocks were skipped and no block handed out the prediction: the output is then wrong."""
-        return self.run.skipped > 0 and not self.run.filled
-
-    def commit(self) -> None:
-        """Enter what happened into the policy and the history."""
-        lane, run = self.lane, self.run
-        lane.possible += run.executed + run.skipped
-        lane.executed += run.executed
-        if run.skipped:
-            lane.policy.commit(self.step, computed=False, diff=self.diff)
-            return
-        if run.snapshot_hidden is None:
-            take_snapshot(run)
-        why = "shape" if run.misfit else self.why
-        if run.snapshot_hidden is None:
-            why = self._explain_missing()
-        else:
-            lane.last_role, lane.had_encoder = run.last_role, run.had_encoder
-            encoder = None if run.snapshot_encoder is None else self._kept(run.snapshot_encoder)
-            lane.keep(self.step, self._kept(run.snapshot_hidden), encoder)
-            if run.probe is not None and lane.policy.measures:
-                lane.probe = self._kept(run.probe)
-        lane.policy.commit(self.step, computed=True, diff=self.diff, why=why)
-
-    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor to keep beyond this forward: a copy where it lies in a CUDA graph's memory, or may."""
-        return tensor.detach().clone() if self.run.traced and tensor.is_cuda else tensor.detach()
-
-    def _explain_missing(self) -> str | None:
-        """Why a computed step left nothing to predict from."""
-        if self.run.position < 0:
-            return "not_called"
-        if not self.run.keeps:
-            return self.why
-        if self.run.begun and self.lane.chain.middle:
-            self.lane.refused = "shape_changes_inside"
-            self.lane.free()
-            return self.lane.refused
-        return self.why or "no_middle"
-
-
-def _predicted(predictor: Predictor, history: History, step: int) -> torch.Tensor | None:
-    if len(history) == 0:
-        return None
-    return history.weighted_sum(predictor.coefficients(history.times, step))
+from cache_dit.config.modifier import refresh_options
+from cache_dit.config.prune import DBPruneConfig
+from cache_dit.errors import ConfigError, SessionError
 
 
 class Session:
     """All that is kept of one request on one transformer.
 
     Args:
+        options: the configuration of each chain.
         direction: in which direction the model's timesteps go (see ``StepClock``).
         num_inference_steps: the number of steps where it is known.
         counts_down: whether reaching that number ends the request; see ``Request``.
+        keep: whether its tensors stay when its steps are done.
     """
 
-    def __init__(self, *, direction: int = 0, num_inference_steps: int | None = None, counts_down: bool = True) -> None:
+    def __init__(
+        self,
+        options: Sequence[ChainOptions] = (),
+        *,
+        direction: int = 0,
+        num_inference_steps: int | None = None,
+        counts_down: bool = True,
+        keep: bool = False,
+    ) -> None:
         self.clock = StepClock(direction)
         self.counts_down = counts_down
+        self.keep = keep
         #: Whether ``cache_context`` has named a call, and whether unnamed ones turned out to take turns.
         self.named = False
         self.turns = False
+        self.options = list(options)
+        #: Which of a handle's updates ``options`` stand for.
+        self.revision: object = None
         self.num_inference_steps = num_inference_steps
-        self.lanes: dict[tuple[Hashable, int, int], Lane] = {}  # (branch, pass, chain) -> lane
+        #: Kept by ``SessionPool``: how many forwards of it are under way, whether its tensors are to go as soon as none
+        #: is, and whether it has ended.
+        self.users = 0
+        self.unwanted = False
+        self.closed = False
+        self.lanes: dict[tuple[Hashable, int, int], BaseLane] = {}  # (branch, pass, chain) -> lane
+        self.conditions: dict[Hashable, Conditions] = {}  # by branch
+        #: What was done by lanes that made way for ones of another kind.
+        self.replaced: dict[tuple[Hashable, int, int], list[StepRecord]] = {}
         self.peak_bytes = 0
+        self.bytes_by_device: dict[str, int] = {}  # of snapshots, at that peak
         self.note: str | None = None
-        self._diffs: dict[Chain, float] = {}  # the diff measured first in this step
+        self.refreshed = 0  # the step at which a hint last let it begin anew
+        self._diffs: dict[Chain, list[float]] = {}  # the diffs measured first in this step
         self._diffs_step = -1
+        self._first_timestep: float | None = None
 
-    def lane(self, branch: Hashable, index: int, chain: int, make: Callable[[], Lane]) -> Lane:
+    def lane(self, branch: Hashable, index: int, chain: int, make: Callable[[], BaseLane]) -> BaseLane:
         """The lane of a branch, pass and chain, made where it is missing."""
         key = (branch, index, chain)
         if key not in self.lanes:
@@ -268,91 +87,276 @@ class Session:
         first = self.clock.take_turns(cfg_first=cfg_first)
         self.turns = True
         self.lanes = {(first, passed, chain): lane for (_, passed, chain), lane in self.lanes.items()}
+        for branch in list(self.conditions):
+            self.conditions[first] = self.conditions.pop(branch)
 
-    def shared_diff(self, chain: Chain, step: int) -> float | None:
-        """The diff that the first branch of this step measured on a chain."""
+    @property
+    def coordinates(self) -> set[str]:
+        """The coordinates that its predictors use."""
+        return {"step" if one.calibrator is None else one.calibrator.coordinate for one in self.options}
+
+    def elapsed(self, timestep: float) -> float:
+        """How far a timestep is from the request's first one: it ascends, whichever way the model's timesteps go.
+
+        Counted from the first one, what is kept of the first step does not depend on a direction not yet known.
+        """
+        if self._first_timestep is None:
+            self._first_timestep = timestep
+        passed = timestep - self._first_timestep
+        return passed if self.clock.direction > 0 else -passed
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last step was begun, and it keeps nothing beyond it."""
+        steps = self.num_inference_steps
+        return self.counts_down and not self.keep and steps is not None and self.clock.step >= steps - 1
+
+    def refreshes(self, step: int) -> bool:
+        """Whether the request is to begin anew at a step: its options name it, and it was not done yet."""
+        cache = self.options[0].cache
+        hint = cache.force_refresh_step_hint
+        if hint is None or step <= self.refreshed:
+            return False
+        due = step == hint if cache.force_refresh_step_policy == "once" else step % hint == 0
+        if due:
+            self.refreshed = step
+        return due
+
+    def shared_diffs(self, chain: Chain, step: int) -> list[float] | None:
+        """The diffs that the first branch of this step measured on a chain."""
         return self._diffs.get(chain) if self._diffs_step == step else None
 
-    def share_diff(self, chain: Chain, step: int, diff: float | None) -> None:
-        """Keep the diff that the first branch of a step measured, for the others."""
+    def share_diffs(self, chain: Chain, step: int, diffs: list[float] | None) -> None:
+        """Keep the diffs that the first branch of a step measured, for the others."""
         if self._diffs_step != step:
             self._diffs_step = step
             self._diffs.clear()
-        if diff is not None:
-            self._diffs.setdefault(chain, diff)
+        if diffs is not None:
+            self._diffs.setdefault(chain, diffs)
 
     def note_bytes(self) -> None:
         """Bring the peak of live bytes up to date."""
-        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        held = self.nbytes
+        if held > self.peak_bytes:
+            self.peak_bytes = held
+            kept = (past.bytes_by_device for lane in self.lanes.values() for past in lane.pasts)
+            self.bytes_by_device = dict(sum(map(Counter, kept), Counter()))
 
     @property
     def nbytes(self) -> int:
         """Bytes of live tensors now."""
-        return sum(lane.nbytes for lane in self.lanes.values())
+        samples = sum(conditions.nbytes for conditions in self.conditions.values())
+        return samples + sum(lane.nbytes for lane in self.lanes.values())
 
     def free(self) -> None:
         """Drop all tensors; what is known of the steps stays for ``summary``."""
+        self.conditions.clear()
         for lane in self.lanes.values():
             lane.free()
 
 
-@dataclass(frozen=True)
+_PRUNE_ONLY = frozenset(DBPruneConfig.field_names()) - frozenset(BasicCacheConfig.field_names())
+
+
+@dataclass
+class Wishes:
+    """What a handle was told of its request; the pipeline calls inside it have the same."""
+
+    enabled: bool = True
+    #: The options that differ from the transformer's.
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    calibrator: CalibratorConfig | None = None
+    #: Another one whenever they changed; None: they never did.
+    revision: object = None
+    #: The last ones that a model took; whether those of now were taken.
+    _taken: tuple[Mapping[str, Any], CalibratorConfig | None] = field(default_factory=lambda: ({}, None))
+    _proven: bool = True
+
+    def lay(self, changes: Mapping[str, Any], calibrator: CalibratorConfig | None) -> None:
+        """Lay further options over those of before."""
+        if self._proven:
+            self._taken, self._proven = (self.changes, self.calibrator), False
+        before = self.changes
+        if changes.get("cache_type") is CacheType.DBCache:
+            before = {name: value for name, value in before.items() if name not in _PRUNE_ONLY}
+        self.changes = joined(before, changes)
+        self.calibrator = self.calibrator if calibrator is None else laid_over(self.calibrator, calibrator)
+        self.revision = object()
+
+    def accept(self) -> None:
+        """A model took them."""
+        self._proven = True
+
+    def refuse(self) -> None:
+        """They fit a model not at all: back to those of before, for all models."""
+        (self.changes, self.calibrator), self._taken = self._taken, ({}, None)
+        self._proven = True
+        self.revision = object()
+
+
 class Request:
-    """Which request the calls in this context belong to.
+    """Which request the calls in this context belong to: a handle on it.
+
+    ``with request:`` lets the calls inside belong to it; it may be entered any number of times, and inside others, in
+    any number of threads and tasks. The calls of one request come one after the other, wherever they come from.
 
     Args:
         key: what tells it from others: a name, or an object of a pipeline call.
         num_inference_steps: the number of steps where it is known.
         counts_down: whether reaching that number ends the request (a bare transformer) or not (a pipeline, whose
             scheduler may call the model more often).
-        opened: what the request was seen on: transformers' states, each with a ``close(key)``.
+        keep: whether its tensors stay when its steps are done, until ``close``.
+        scheduler: the scheduler whose sigmas its steps have, or None.
+        outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
     """
 
-    key: Hashable
-    num_inference_steps: int | None = None
-    counts_down: bool = True
-    opened: list[Any] = field(default_factory=list, compare=False, repr=False)
+    def __init__(
+        self,
+        key: Hashable,
+        num_inference_steps: int | None = None,
+        *,
+        counts_down: bool = True,
+        keep: bool = False,
+        scheduler: Any = None,
+        outer: Request | None = None,
+    ) -> None:
+        self.key = key
+        self.num_inference_steps = num_inference_steps
+        self.counts_down = counts_down
+        self.keep = keep
+        self.scheduler = scheduler
+        self.wishes: Wishes = Wishes() if outer is None else outer.wishes
+        #: What the request was seen on: transformers' states, each with a ``close(key)``.
+        self._seen: list[weakref.ref[Any]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread whose calls outside of all sessions these are, or None."""
+        return self.key[1] if isinstance(self.key, tuple) and self.key[0] == "thread" else None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether its calls are cached at all; may be set at any time, also between two steps.
+
+        While it is False, calls give what they give without a cache, steps are counted, and nothing is kept.
+        """
+        return self.wishes.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        check_flag("enabled", value)
+        self.wishes.enabled = value
+
+    def update(
+        self,
+        cache_config: BasicCacheConfig | None = None,
+        calibrator_config: CalibratorConfig | None = None,
+        **options: Any,
+    ) -> Request:
+        """Change the options of this request alone, from its next step on.
+
+        Args:
+            cache_config: its fields that are not None are taken over.
+            calibrator_config: how skipped steps are predicted from now on.
+            **options: fields of ``DBCacheConfig`` by name, such as ``residual_diff_threshold=0.2``. All but
+                ``max_sessions``, which is the transformer's, can differ from request to request.
+
+        Returns:
+            The handle itself.
+
+        Raises:
+            ConfigError: if an option is unknown or wrong; nothing has changed then. What does not fit the model is
+                found at the next step: that call raises, and the request goes on with the options of its last one.
+        """
+        given = {"cache_config": cache_config, "calibrator_config": calibrator_config, **options}
+        changes, calibrator = refresh_options(given, where="update")
+        if changes.get("cache_type") is CacheType.NONE:
+            raise ConfigError("update: cache_type=NONE would be no cache for this request: set enabled = False on it")
+        self.wishes.lay(changes, calibrator)
+        return self
+
+    def options(self, shared: Sequence[ChainOptions]) -> list[ChainOptions]:
+        """Each chain's options, with this request's own laid over them."""
+        return [options.under(self.wishes.changes, self.wishes.calibrator) for options in shared]
+
+    def steps(self, known: int | None) -> int | None:
+        """The number of steps: a pipeline's own, else what the handle was told last, else what is ``known``."""
+        said = self.wishes.changes.get("num_inference_steps") if self.counts_down else None
+        return said or self.num_inference_steps or known
+
+    def seen_on(self, state: Any) -> None:
+        """Remember a transformer's state, for ``close``; it and its model may go all the same."""
+        if any(known() is state for known in self._seen):
+            return
+        with self._lock:
+            self._seen = [known for known in self._seen if known() is not None] + [weakref.ref(state)]
 
     def close(self) -> None:
-        """End the request on all transformers that it was seen on, and free what they kept of it."""
-        for state in self.opened:
-            state.close(self.key)
+        """End the request on all transformers that this handle was seen on, and free what they kept of it.
+
+        A call that is under way in another thread ends as it would have; its tensors go with its end. Entered again,
+        the handle begins a new request, with the same options.
+        """
+        with self._lock:
+            seen, self._seen = self._seen, []
+        for known in seen:
+            state = known()
+            if state is not None:
+                state.close(self.key)
+
+    def __enter__(self) -> Request:
+        _entered.set((*_entered.get(), self))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        entered = _entered.get()
+        for place in reversed(range(len(entered))):  # generators that take turns do not leave in the order of entering
+            if entered[place] is self:
+                _entered.set(entered[:place] + entered[place + 1 :])
+                return
 
 
-_request: contextvars.ContextVar[Request | None] = contextvars.ContextVar("cache_dit_request", default=None)
+#: The requests that this thread or task is inside of, the innermost last.
+_entered: contextvars.ContextVar[tuple[Request, ...]] = contextvars.ContextVar("cache_dit_requests", default=())
 
 
 def current_request() -> Request | None:
     """The request of this context (thread or task), or None."""
-    return _request.get()
+    return _entered.get()[-1] if _entered.get() else None
 
 
-@contextlib.contextmanager
-def entered(request: Request) -> Iterator[Request]:
-    """Let the calls inside belong to ``request``."""
-    token = _request.set(request)
-    try:
-        yield request
-    finally:
-        _request.reset(token)
+def thread_request() -> Request:
+    """The request of this thread's calls outside of all sessions."""
+    return Request(("thread", threading.current_thread()))
 
 
-@contextlib.contextmanager
-def session(name: str, *, num_inference_steps: int | None = None) -> Iterator[Request]:
-    """Let the calls of bare transformers inside belong to the request ``name``.
+def session(name: Hashable, *, num_inference_steps: int | None = None, keep: bool = False) -> Request:
+    """A handle on the request ``name``: calls of bare transformers inside ``with session(name):`` belong to it.
 
     Two requests may take turns on one transformer, each inside its own ``session``, in one thread or in several:
-    each gives what it gives alone. A session may be left and entered again with the same name; it ends when its
-    steps are done, when its timestep jumps back, by ``refresh_context``, or by ``close()`` of what this gives: a
-    request that is given up should be closed, since what it keeps is otherwise freed only when many more are open. A
-    pipeline call is a request of its own and needs none.
+    each gives what it gives alone. A session may be left and entered again, by the same handle or by another with the
+    same name (whose options count from its next step on, if it was given any); it ends when its steps are done, when
+    its timestep jumps back, by ``refresh_context``, or by ``close()`` of a handle that it was entered with: a request
+    that is given up should be closed, since what it keeps is otherwise freed only when many more are open
+    (``max_sessions``). Opening, refreshing and closing one takes the same time however many are open.
+
+    A pipeline call is a request of its own and needs none; inside a session the handle's ``enabled`` and the options
+    given to ``update`` count for it too, also when they change in the middle of it.
 
     Args:
         name: tells the request from others; any hashable value, not None.
         num_inference_steps: the number of its steps, where it differs from the configuration's.
+        keep: whether its tensors stay when its steps are done, until it is closed.
 
     Raises:
         SessionError: if ``name`` is None or not hashable.
+
+    Example:
+        >>> handle = cache_dit.session("request-7", num_inference_steps=28)
+        >>> handle.update(residual_diff_threshold=0.2)
+        >>> with handle:
+        ...     noise = transformer(**inputs)
     """
     try:
         hash(name)
@@ -360,5 +364,4 @@ def session(name: str, *, num_inference_steps: int | None = None) -> Iterator[Re
         raise SessionError(f"a session's name must be hashable, got {type(name).__name__}: pass a string") from error
     if name is None:
         raise SessionError("a session needs a name: pass a string, such as the request's id")
-    with entered(Request(("session", name), num_inference_steps)) as request:
-        yield request
+    return Request(("session", name), num_inference_steps, keep=keep)

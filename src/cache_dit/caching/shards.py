@@ -6,15 +6,12 @@ independent copies of a model never wait for each other.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 
-from cache_dit.caching.chain import Chain
-
-logger = logging.getLogger(__name__)
+from cache_dit.caching.chain import Chain, Layout
 
 _SPLIT = "cp_input---"
 _GATHER = "cp_output---"
@@ -35,62 +32,20 @@ def call_key(given: Mapping[str, Any]) -> Hashable:
     return tuple((n, tuple(v.shape), v.dtype) for n, v in sorted(given.items()) if isinstance(v, torch.Tensor))
 
 
-def relative_l1(previous: Any, current: Any, group: Any = None, *, health: torch.Tensor | None = None) -> float | None:
-    """mean|previous − current| / mean|previous| in float32 or better, by one host read.
-
-    Args:
-        previous, current: tensors of any floating dtype. Of different shape or device, or missing, they cannot be
-            compared.
-        health: a number on the tensors' device that must be finite for the result to be.
-        group: over whose ranks the means are taken, by one reduction of three numbers; None: this process alone.
-
-    Returns:
-        The ratio, NaN where a value is NaN or both means are zero; None if they cannot be compared on some rank.
-    """
-    fits = isinstance(previous, torch.Tensor) and isinstance(current, torch.Tensor)
-    fits = fits and previous.shape == current.shape and previous.device == current.device
-    if group is None:
-        if not fits:
-            return None
-        previous, current = _wide(previous), _wide(current)
-        ratio = (previous - current).abs().mean() / previous.abs().mean()
-        return float(ratio if health is None else ratio + 0 * health)  # 0 times NaN or infinity is NaN
-    anchor = current if isinstance(current, torch.Tensor) else previous
-    device = anchor.device if isinstance(anchor, torch.Tensor) else None
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    if fits:
-        previous, current = _wide(previous), _wide(current)
-        sums[0], sums[1] = (previous - current).abs().sum(dtype=torch.float64), previous.abs().sum(dtype=torch.float64)
-        sums[0] += 0 if health is None else 0 * health
-    else:
-        sums[2] = 1
-    torch.distributed.all_reduce(sums, group=group)
-    difference, size, misfits = sums.tolist()
-    if misfits:
-        return None
-    return difference / size if size else float("nan")
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def settle(chain: Chain) -> str | None:
-    """Fit a chain to the split and gather hooks of its blocks; called when a request begins.
+def settle(chain: Chain, layout: Layout) -> tuple[Layout, str | None]:
+    """Fit a layout to the split and gather hooks of a chain's blocks.
 
     Where the first block splits the tokens it must compute, so that what is kept is this rank's shard: Fn becomes 1,
     and a line says so.
 
     Returns:
-        Why the chain cannot be cached, or None.
+        The layout, and why the chain cannot be cached, or None.
     """
-    if chain.front == 0 and chain.blocks and _has_hook(chain.blocks[0], _SPLIT):
-        logger.warning("cache_dit: the first block of %s splits the tokens over devices: it is computed", chain.name)
-        chain.set_front(1)
-    inside = (block for block, role in zip(chain.blocks, chain.roles, strict=True) if role.position >= chain.front)
-    if any(_has_hook(block, _GATHER) for block in inside):
-        return "gathers_inside"
-    return None
+    if layout.front == 0 and chain.blocks and _has_hook(chain.blocks[0], _SPLIT):
+        chain.say_once("cache_dit: the first block of %s splits the tokens over devices: it is computed", chain.name)
+        layout = Layout.of(len(chain.blocks), 1, layout.back)
+    inside = chain.blocks[layout.front :]
+    return layout, "gathers_inside" if any(_has_hook(block, _GATHER) for block in inside) else None
 
 
 def _has_hook(block: torch.nn.Module, prefix: str) -> bool:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cache_dit.caching.policy import StepRecord, why_no_hit
-from cache_dit.caching.session import ChainOptions, Lane, Session
+from cache_dit.caching.lane import BaseLane
+from cache_dit.caching.options import ChainOptions
+from cache_dit.caching.policy import StepRecord, refusal, why_no_hit
+from cache_dit.caching.prune_policy import PrunePolicy
+from cache_dit.caching.session import Session
 from cache_dit.config.cache import CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 
 _QUANTILES = (0, 25, 50, 75, 95)
-_REFUSALS = {
-    "last_block_not_called": "the last middle block was not called on a skipped step, so every step is computed",
-    "shape_changes_inside": "the blocks change their input's shape, so nothing can be predicted for them",
-    "gathers_inside": "a block that could be skipped gathers tokens from other devices, so every step is computed",
-    "no_middle": "Fn_compute_blocks + Bn_compute_blocks leave no block to skip",
-    "prefetched": "this diffusers loads an offloaded group only from the one before it, which a cached step skips: "
-    "update diffusers to 0.37 or later, or apply group offloading with use_stream=False",
-    "second_cache": "a cache of diffusers is on as well, and works alone: call transformer.disable_cache()",
-    "not_called": "the model never called its blocks (it may call block.forward, which cannot be intercepted)",
-}
 
 
 @dataclass
@@ -36,9 +30,14 @@ class CacheStats:
         cache_options: ``cache_config``, ``calibrator_config`` and ``name`` of the chain; empty when nothing is cached.
         cached_steps, cfg_cached_steps: the numbers of the cached steps.
         residual_diffs, cfg_residual_diffs: step number (as text) to measured relative L1 difference.
-        steps_line: branch to one letter a step: F computed in full, C cached, - not called.
+        pruned_steps, pruned_blocks, actual_blocks, pruned_ratio (and ``cfg_``): of DBPrune: the steps in which a block
+            was pruned; for each step how many were, and of how many; their share over all steps. Diffs are then a list
+            a step, one for each block that was decided by one.
+        steps_line: branch to one letter a step: F computed in full, C cached, P some blocks pruned, - not called; where
+            samples decide for themselves, one line for each.
         executed_blocks, possible_blocks: block calls that ran, of those that would have run without a cache.
-        peak_bytes: the most bytes that snapshots held at one time.
+        peak_bytes: the most bytes that the request's snapshots, and what decisions are made by, held at one time.
+        bytes_by_device: where the snapshots of that moment were, e.g. ``{"cpu": 1310720}``.
         reason: why nothing was cached, or None.
         parallelism_config: how the transformer is spread over devices, or None.
     """
@@ -46,13 +45,22 @@ class CacheStats:
     name: str = ""
     cache_options: dict[str, Any] = field(default_factory=dict)
     cached_steps: list[int] = field(default_factory=list)
-    residual_diffs: dict[str, float] = field(default_factory=dict)
+    residual_diffs: dict[str, Any] = field(default_factory=dict)
     cfg_cached_steps: list[int] = field(default_factory=list)
-    cfg_residual_diffs: dict[str, float] = field(default_factory=dict)
+    cfg_residual_diffs: dict[str, Any] = field(default_factory=dict)
+    pruned_steps: list[int] = field(default_factory=list)
+    pruned_blocks: list[int] = field(default_factory=list)
+    actual_blocks: list[int] = field(default_factory=list)
+    pruned_ratio: float | None = None
+    cfg_pruned_steps: list[int] = field(default_factory=list)
+    cfg_pruned_blocks: list[int] = field(default_factory=list)
+    cfg_actual_blocks: list[int] = field(default_factory=list)
+    cfg_pruned_ratio: float | None = None
     steps_line: dict[str, str] = field(default_factory=dict)
     executed_blocks: int = 0
     possible_blocks: int = 0
     peak_bytes: int = 0
+    bytes_by_device: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     parallelism_config: Any = None
 
@@ -67,19 +75,40 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats = CacheStats(name=name, cache_options=_options(options, name))
     if session is None:
         return stats
-    lanes = {(branch, passed): lane for (branch, passed, chain), lane in session.lanes.items() if chain == index}
-    for prefix, lane in zip(("", "cfg_"), _branches(lanes), strict=False):
-        setattr(stats, f"{prefix}cached_steps", lane.policy.cached_steps)
-        setattr(stats, f"{prefix}residual_diffs", {str(step): diff for step, diff in lane.policy.diffs.items()})
-    stats.steps_line = {_label(key): steps_line(lane.policy.records) for key, lane in lanes.items()}
+    known = list(session.lanes.items())  # at once: other threads may add to them
+    lanes = {(branch, passed): lane for (branch, passed, chain), lane in known if chain == index}
+    for prefix, lane in zip(("", "cfg_"), branches(lanes), strict=False):
+        _tell(stats, prefix, list(lane.policies().values()))
+    stats.steps_line = {
+        _label(key, sample): steps_line(policy.records)
+        for key, lane in lanes.items()
+        for sample, policy in lane.policies().items()
+    }
     stats.executed_blocks = sum(lane.executed for lane in lanes.values())
     stats.possible_blocks = sum(lane.possible for lane in lanes.values())
-    stats.peak_bytes = session.peak_bytes
+    stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
     stats.reason = no_hit_reason(session, lanes.values())
     return stats
 
 
-def _branches(lanes: dict[tuple[Hashable, int], Lane]) -> list[Lane]:
+def _tell(stats: CacheStats, prefix: str, policies: list[Any]) -> None:
+    """Enter a branch's policies: one, or one a sample, of which a step counts as cached where it is for all."""
+    cached = [set(policy.cached_steps) for policy in policies]
+    setattr(stats, f"{prefix}cached_steps", sorted(set.intersection(*cached)) if cached else [])
+    diffs: dict[int, list[float]] = {}
+    for policy in policies:
+        for step, diff in policy.diffs.items():
+            diffs.setdefault(step, []).append(diff)
+    means: dict[str, Any] = {str(step): sum(found) / len(found) for step, found in sorted(diffs.items())}
+    for policy in policies:
+        if isinstance(policy, PrunePolicy):
+            means = {str(step): found for step, found in policy.block_diffs.items()}
+            for field_name in ("pruned_steps", "pruned_blocks", "actual_blocks", "pruned_ratio"):
+                setattr(stats, f"{prefix}{field_name}", getattr(policy, field_name))
+    setattr(stats, f"{prefix}residual_diffs", means)
+
+
+def branches(lanes: dict[tuple[Hashable, int], BaseLane]) -> list[BaseLane]:
     """The conditional branch, then the unconditional one; extra calls of a step and further passes are neither."""
     plain = [branch for branch, passed in lanes if passed == 0 and not isinstance(branch, tuple)]
     return [lanes[branch, 0] for branch in sorted(plain, key=lambda branch: branch == "uncond")]
@@ -90,30 +119,34 @@ def _options(options: ChainOptions, name: str) -> dict[str, Any]:
     return {"cache_config": options.cache, **calibrator, "name": name}
 
 
-def _label(key: tuple[Hashable, int]) -> str:
+def _label(key: tuple[Hashable, int], sample: str) -> str:
     branch, passed = key
     name = " ".join(map(str, branch)) if isinstance(branch, tuple) else str(branch)
+    name = f"{name}[{sample}]" if sample else name
     return f"{name} #{passed + 1}" if passed else name
 
 
 def steps_line(records: Iterable[StepRecord]) -> str:
-    """One letter a step: F computed in full, C cached, - not called."""
-    done = {record.step: "F" if record.computed else "C" for record in records}
+    """One letter a step: F computed in full, C cached, P cached in part (some blocks pruned), - not called."""
+    done = {record.step: _letter(record) for record in records}
     return "".join(done.get(step, "-") for step in range(max(done, default=-1) + 1))
 
 
-def no_hit_reason(session: Session, lanes: Iterable[Lane]) -> str | None:
+def _letter(record: StepRecord) -> str:
+    if record.computed:
+        return "F"
+    return "P" if record.blocks else "C"
+
+
+def no_hit_reason(session: Session, lanes: Iterable[BaseLane]) -> str | None:
     """Why a request with the cache on had no cached step, in one sentence; None when it had one, or had no step."""
     lanes = list(lanes)
-    if session.note == "gradients" and not lanes:
-        return "gradients are enabled, so every step is computed: run under torch.no_grad() or torch.inference_mode()"
-    if not lanes or any(lane.policy.cached_steps for lane in lanes):
+    if session.note is not None and not lanes:
+        return refusal(session.note, session.options[0].cache)
+    policies = [(policy, lane.options.cache) for lane in lanes for policy in lane.policies().values()]
+    if not policies or any(policy.cached_steps for policy, _ in policies):
         return None
-    for code, sentence in _REFUSALS.items():
-        if any(record.why == code for lane in lanes for record in lane.policy.records):
-            return sentence
-    reasons = (why_no_hit(lane.policy.records, lane.options.cache) for lane in lanes)
-    return next((reason for reason in reasons if reason is not None), None)
+    return next((reason for policy, cache in policies if (reason := why_no_hit(policy.records, cache))), None)
 
 
 def report(stats: CacheStats, *, details: bool = False) -> str:
@@ -123,34 +156,38 @@ def report(stats: CacheStats, *, details: bool = False) -> str:
     lines = [f"cache_dit: {stats.name}: {strify_options(stats.cache_options)}"]
     width = max(map(len, stats.steps_line), default=0)
     for branch, line in stats.steps_line.items():
-        cached = line.count("C")
-        lines.append(f"  {branch:<{width}}  {line}  ({len(line) - line.count('-') - cached} computed, {cached} cached)")
+        counts = (("computed", "F"), ("cached", "C"), ("pruned", "P"))
+        told = [f"{line.count(letter)} {word}" for word, letter in counts if word != "pruned" or letter in line]
+        lines.append(f"  {branch:<{width}}  {line}  ({', '.join(told)})")
     if stats.possible_blocks:
         lines.append(
             f"  blocks executed: {stats.executed_blocks} of {stats.possible_blocks} "
             f"(ideal speed-up {stats.ideal_speedup:.2f}), live state at most {stats.peak_bytes / 2**20:.2f} MiB"
         )
-    for label, steps, diffs in (
-        ("", stats.cached_steps, stats.residual_diffs),
-        ("CFG ", stats.cfg_cached_steps, stats.cfg_residual_diffs),
-    ):
+    for label, prefix in (("", ""), ("CFG ", "cfg_")):
+        steps, diffs, ratio = (getattr(stats, prefix + of) for of in ("cached_steps", "residual_diffs", "pruned_ratio"))
         lines += _diff_table(label, steps, diffs, details=details)
+        if ratio is not None:
+            pruned, actual = (sum(getattr(stats, prefix + of)) for of in ("pruned_blocks", "actual_blocks"))
+            lines.append(f"  {label}blocks pruned: {pruned} of {actual} ({ratio:.1%})")
     if stats.reason:
         lines.append(f"  no step was cached: {stats.reason}")
     return "\n".join(lines)
 
 
-def _diff_table(label: str, steps: list[int], diffs: dict[str, float], *, details: bool) -> list[str]:
-    if not diffs:
+def _diff_table(label: str, steps: list[int], diffs: dict[str, Any], *, details: bool) -> list[str]:
+    by_step = {step: diff if isinstance(diff, list) else [diff] for step, diff in diffs.items()}
+    values = sorted(diff for found in by_step.values() for diff in found if math.isfinite(diff))
+    if not values:
         return []
-    values = sorted(diffs.values())
     heads = [f"{label}Cache Steps", *(f"Diffs P{q:02d}" for q in _QUANTILES), "Diffs Min", "Diffs Max"]
     cells = [str(len(steps)), *(f"{quantile(values, q / 100):.3f}" for q in _QUANTILES)]
     cells += [f"{values[0]:.3f}", f"{values[-1]:.3f}"]
     table = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells)]
     if details:
         table.append(f"{label}cached steps: {steps}")
-        table.append(f"{label}diffs: " + ", ".join(f"{step}: {diff:.4f}" for step, diff in diffs.items()))
+        told = (f"{step}: " + " ".join(f"{diff:.4f}" for diff in found) for step, found in by_step.items())
+        table.append(f"{label}diffs: " + ", ".join(told))
     return table
 
 
@@ -173,8 +210,10 @@ def strify_options(options: dict[str, Any]) -> str:
 
 
 def strify_stats(stats: CacheStats) -> str:
-    """The tag of what was asked for, and ``_S`` with the number of cached steps."""
+    """The tag of what was asked for, then ``_S`` and the number of cached steps, or ``_P`` and the share pruned."""
     if not stats.cache_options:
         return "NONE"
-    steps = f"_S{len(stats.cached_steps)}" if stats.cached_steps else ""
-    return strify_options(stats.cache_options) + steps
+    done = f"_S{len(stats.cached_steps)}" if stats.cached_steps else ""
+    if stats.pruned_ratio is not None:
+        done = f"_P{100 * stats.pruned_ratio:.1f}"
+    return strify_options(stats.cache_options) + done

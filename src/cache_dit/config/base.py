@@ -6,8 +6,9 @@ import copy
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cache_dit.errors import ConfigError
@@ -47,6 +48,32 @@ def check_integer(name: str, value: Any, *, minimum: int | None = None) -> None:
         raise bad_value(name, value, "an integer" if minimum is None else f"an integer >= {minimum}")
 
 
+def check_number(name: str, value: Any, *, minimum: float | None = None, above: float | None = None) -> None:
+    """Raise `ConfigError` unless `value` is a number (see `as_number`) of at least `minimum` and more than `above`."""
+    number = as_number(name, value)
+    if minimum is not None and number < minimum:
+        raise bad_value(name, value, f"a number >= {minimum}")
+    if above is not None and number <= above:
+        raise bad_value(name, value, f"a number > {above}")
+
+
+def check_registration(name: Any, factory: Any, taken: Iterable[str], *, example: str) -> None:
+    """Raise `ConfigError` unless `name` is a free lower-case identifier and `factory` can be called.
+
+    Args:
+        name: the name to be registered.
+        factory: what is to be registered under it.
+        taken: the names that are registered already.
+        example: a registration that works, for the message.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
+        raise bad_value("name", name, f"a lower-case identifier, e.g. {example}")
+    if name in (known := sorted(taken)):
+        raise bad_value("name", name, f"a name that is not taken yet (taken: {', '.join(known)}), e.g. {example}")
+    if not callable(factory):
+        raise bad_value("factory", factory, f"something that can be called, e.g. {example}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise `ConfigError` unless `value` is True or False."""
     if not isinstance(value, bool):
@@ -55,7 +82,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, *, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise bad_value(name, value, " or ".join(map(repr, choices)))
 
 
@@ -78,6 +105,18 @@ def as_number(name: str, value: Any) -> float:
     return float(number)
 
 
+def laid_over(current: Any, value: Any) -> Any:
+    """`value`, or where it and `current` are configurations of one class, a copy of `current` updated by `value`."""
+    if isinstance(current, SparseConfig) and type(value) is type(current):
+        return copy.deepcopy(current).update(**value.given())
+    return value
+
+
+def joined(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of both mappings; where both have one, that of `over`, laid over the other."""
+    return {**under, **{name: laid_over(under.get(name), value) for name, value in over.items()}}
+
+
 @dataclass
 class SparseConfig:
     """Base of the configuration dataclasses: any field may be None, which means "not given here".
@@ -92,7 +131,19 @@ class SparseConfig:
     _kept_by_empty: ClassVar[tuple[str, ...]] = ()
     """Fields that `empty` leaves as they are."""
 
+    _shared: ClassVar[tuple[str, ...]] = ()
+    """Fields whose value copies have in common: objects too large, or too much another's, to be taken apart."""
+
+    _meaning_of_none: ClassVar[dict[str, Any]] = {}
+    """For fields whose None is a value of its own when it is given to the constructor: what is kept for it."""
+
     def __post_init__(self) -> None:
+        for name, meaning in self._meaning_of_none.items():
+            if getattr(self, name) is None:
+                setattr(self, name, meaning)
+        self._check()
+
+    def _check(self) -> None:
         self._normalize()
         self.validate()
 
@@ -118,6 +169,8 @@ class SparseConfig:
     def update(self, **options: Any) -> Self:
         """Set the given fields, but leave those given as None as they are.
 
+        A field that holds a configuration itself is updated by the given one's fields.
+
         Args:
             **options: field names and their new values.
 
@@ -133,8 +186,8 @@ class SparseConfig:
             if name not in known:
                 raise unknown_key(name, known, where=type(self).__name__)
             if value is not None:
-                setattr(changed, name, value)
-        changed.__post_init__()
+                setattr(changed, name, laid_over(getattr(changed, name), value))
+        changed._check()
         for name in known:
             setattr(self, name, getattr(changed, name))
         return self
@@ -155,8 +208,11 @@ class SparseConfig:
         return self.empty(**options)
 
     def as_dict(self) -> dict[str, Any]:
-        """A deep copy of all fields, None included, by name."""
-        return asdict(self)
+        """A deep copy of all fields, None included, by name. A configuration in a field stays a configuration."""
+        return {
+            name: value if name in self._shared else copy.deepcopy(value)
+            for name, value in ((name, getattr(self, name)) for name in self.field_names())
+        }
 
     def given(self) -> dict[str, Any]:
         """A deep copy of the fields that are not None, by name."""

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import numbers
+import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cache_dit.config.base import SparseConfig, as_number, bad_value, check_choice, check_flag, check_integer
+from cache_dit.config.base import (
+    SparseConfig,
+    as_number,
+    bad_value,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
+from cache_dit.config.extra import ExtraCacheConfig
+from cache_dit.config.masks import PRESETS, steps_mask
 from cache_dit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +36,8 @@ _ALIASES = {
     "DBPrune": ("DYNAMIC_BLOCK_PRUNE", "DB_PRUNE", "DBPRUNE", "DBP"),
     "NONE": ("NONE", "NO_CACHE", "NOCACHE", "NC"),
 }
+_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+_WITHOUT_BLOCKS = ("magcache", "easycache")  # policies that measure nothing on blocks
 _VALUE_OF_ALIAS = {alias: value for value, aliases in _ALIASES.items() for alias in aliases}
 
 
@@ -60,6 +75,17 @@ def cache_type(type_hint: CacheType | str | None) -> CacheType:
     return CacheType(value or "NONE")
 
 
+def known_cache_type(hint: Any) -> CacheType:
+    """The cache type that a name stands for, as `cache_type` knows them.
+
+    Raises:
+        ConfigError: `hint` is no `CacheType` and none of the names.
+    """
+    if isinstance(hint, CacheType) or (isinstance(hint, str) and hint.upper() in _VALUE_OF_ALIAS):
+        return cache_type(hint)
+    raise bad_value("cache_type", hint, f"one of {', '.join(_ALIASES)}")
+
+
 def block_range(start: int, end: int, step: int = 1) -> list[int]:
     """Every `step`-th block id from `start` up to `end`, and always the first block, 0, and the last, `end - 1`.
 
@@ -79,14 +105,48 @@ def block_range(start: int, end: int, step: int = 1) -> list[int]:
     return sorted({0, *range(start, end, step), end - 1})
 
 
-def _check_cache_type(name: str, value: Any) -> None:
-    if not isinstance(value, CacheType):
-        raise bad_value(name, value, f"one of {', '.join(_ALIASES)}")
-
-
 def _check_mask(name: str, value: Any) -> None:
     if not isinstance(value, list) or not value or any(type(bit) is not int or bit not in (0, 1) for bit in value):
-        raise bad_value(name, value, "a list of at least one 0 (may be cached) or 1 (compute)")
+        raise bad_value(
+            name, value, f"a list of at least one 0 (may be cached) or 1 (compute), or one of {', '.join(PRESETS)}"
+        )
+
+
+def _check_policy(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise bad_value(name, value, "a policy's name, e.g. 'dbcache'")
+
+
+def _check_calibration(name: str, value: Any) -> None:
+    path = isinstance(value, (str, os.PathLike))
+    if (path and not os.fspath(value)) or (not path and type(value).__module__ == "builtins"):
+        raise bad_value(name, value, "a PolicyCalibration, or the path of its JSON file")
+
+
+def _check_device(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9_]*(:\d+)?", value):
+        raise bad_value(name, value, "a device, e.g. 'cpu' or 'cuda:1'")
+
+
+def _check_extra(name: str, value: Any) -> None:
+    if not isinstance(value, ExtraCacheConfig):
+        raise bad_value(name, value, "an ExtraCacheConfig")
+    value.validate()
+
+
+def _is_torch(value: Any, kind: str) -> bool:
+    """Whether `value` is a `torch.device` or a `torch.dtype`, told without importing torch."""
+    return (type(value).__module__, type(value).__name__) == ("torch", kind)
+
+
+def _preset_mask(name: str, preset: str, steps: Any) -> list[int] | None:
+    """The mask of a preset, or None for `"none"`."""
+    if preset != "none" and steps is None:
+        raise ConfigError(
+            f"{name}={preset!r} names a preset, which needs the number of steps: pass num_inference_steps too, "
+            "e.g. num_inference_steps=28"
+        )
+    return steps_mask(total_steps=steps, mask_policy=preset)
 
 
 def _tag(value: Any, shown: Callable[[Any], object] = str) -> str:
@@ -103,7 +163,8 @@ class BasicCacheConfig(SparseConfig):
 
     Args:
         cache_type: the kind of cache; names as in `cache_type` are taken too.
-        Fn_compute_blocks: number of blocks F; at least 1, or 0 with a static mask.
+        Fn_compute_blocks: number of blocks F; at least 1, or 0 with a static mask or with the policies "magcache" and
+            "easycache", which measure nothing on blocks.
         Bn_compute_blocks: number of blocks B, at least 0.
         residual_diff_threshold: a step is cached if its relL1 is below this. 0 or less: nothing is cached; 1 or more:
             every step that the other options allow is cached, without a measurement. A number or a tensor of one
@@ -121,9 +182,32 @@ class BasicCacheConfig(SparseConfig):
             `cfg_diff_compute_separate=False`.
         cfg_diff_compute_separate: whether each branch measures its own diff; False: the second takes that of the first.
         num_inference_steps: steps of a request, at least 1, for a bare transformer, which cannot know it otherwise.
-        steps_computation_mask: one entry per step, 1: compute, 0: may be cached; see `steps_mask`.
+        steps_computation_mask: one entry per step, 1: compute, 0: may be cached; see `steps_mask`. A preset's name
+            (`"slow"`, `"medium"`, `"fast"`, `"ultra"`) makes its mask, and needs `num_inference_steps`; `"none"`: no
+            mask. The mask stays when `num_inference_steps` is changed later.
         steps_computation_policy: `"dynamic"`: a 0 in the mask allows caching, and the threshold decides; `"static"`:
-            a 0 is a cached step, nothing is measured, and the limits do not apply.
+            a 0 is a cached step, nothing is measured, and the limits do not apply. A preset's name is taken as
+            `"dynamic"`, and makes the mask if none is given.
+        policy: the rule that decides: `"dbcache"`, `"teacache"`, `"magcache"`, `"easycache"`, or a registered name.
+            `residual_diff_threshold` is the budget of each: dbcache's bound on relL1, teacache's on the sum of the
+            rescaled diffs, magcache's and easycache's on the accumulated error.
+        policy_calibration: what a policy knows of the model, for those that need it: a `PolicyCalibration` or the path
+            of its JSON file. Copies of this configuration share it.
+        decision: how a batch decides: `"mean"`: by the mean over the whole batch; `"any"`: a step is computed if any
+            sample needs it; `"all"`: if all do; `"sample"`: each sample for itself.
+        cache_device: the device where snapshots are kept, e.g. `"cpu"` or `"cuda:1"`, or a `torch.device`; None: where
+            they arise.
+        cache_dtype: the type they are kept as: `"float32"`, `"bfloat16"`, `"float16"`, `"float8_e4m3fn"` or
+            `"float8_e5m2"`, or such a `torch.dtype`; None: as they arise.
+        force_refresh_step_hint: after how many steps of a request, at least 1, what is kept is dropped and the warm-up
+            begins anew, e.g. the steps of the first of two sampling stages. None: never.
+        force_refresh_step_policy: `"once"`: after that many steps; `"repeat"`: after every so many.
+        conditioning_diff_threshold: how much (relL1) a conditioning tensor that the pipeline makes anew at each step
+            may change since the last computed step before the step is computed; at least 0. None (in an override or
+            in `update`, where None means "not given": `math.inf`): it is not looked at.
+        extra_cache_config: how a diff is measured; see `ExtraCacheConfig`.
+        max_sessions: how many requests a transformer keeps open, at least 1; beyond it the one unused for longest is
+            closed.
 
     Raises:
         ConfigError: a value cannot work; the message says what was seen and what was expected.
@@ -144,9 +228,18 @@ class BasicCacheConfig(SparseConfig):
     num_inference_steps: int | None = None
     steps_computation_mask: list[int] | None = None
     steps_computation_policy: str = "dynamic"
+    policy: str = field(default="dbcache", kw_only=True)
+    policy_calibration: Any = field(default=None, kw_only=True)
+    decision: str = field(default="mean", kw_only=True)
+    cache_device: str | None = field(default=None, kw_only=True)
+    cache_dtype: str | None = field(default=None, kw_only=True)
+    force_refresh_step_hint: int | None = field(default=None, kw_only=True)
+    force_refresh_step_policy: str = field(default="once", kw_only=True)
+    conditioning_diff_threshold: float | None = field(default=0.25, kw_only=True)
+    extra_cache_config: ExtraCacheConfig | None = field(default=None, kw_only=True)
+    max_sessions: int = field(default=64, kw_only=True)
 
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
-        "cache_type": _check_cache_type,
         "Fn_compute_blocks": partial(check_integer, minimum=0),
         "Bn_compute_blocks": partial(check_integer, minimum=0),
         "residual_diff_threshold": as_number,
@@ -161,31 +254,63 @@ class BasicCacheConfig(SparseConfig):
         "num_inference_steps": partial(check_integer, minimum=1),
         "steps_computation_mask": _check_mask,
         "steps_computation_policy": partial(check_choice, choices=("dynamic", "static")),
+        "policy": _check_policy,
+        "policy_calibration": _check_calibration,
+        "decision": partial(check_choice, choices=("mean", "any", "all", "sample")),
+        "cache_device": _check_device,
+        "cache_dtype": partial(check_choice, choices=_DTYPES),
+        "force_refresh_step_hint": partial(check_integer, minimum=1),
+        "force_refresh_step_policy": partial(check_choice, choices=("once", "repeat")),
+        "conditioning_diff_threshold": partial(check_number, minimum=0),
+        "extra_cache_config": _check_extra,
+        "max_sessions": partial(check_integer, minimum=1),
     }
+    _shared: ClassVar[tuple[str, ...]] = ("policy_calibration",)
+    _meaning_of_none: ClassVar[dict[str, Any]] = {"conditioning_diff_threshold": math.inf}
+    _own_type: ClassVar[CacheType] = CacheType.DBCache
 
     def _normalize(self) -> None:
-        hint: Any = self.cache_type
-        if isinstance(hint, str) and hint.upper() in _VALUE_OF_ALIAS:
-            self.cache_type = cache_type(hint)
+        if self.cache_type is not None:
+            self.cache_type = known_cache_type(self.cache_type)
+        self._resolve_presets()
         mask: Any = self.steps_computation_mask
         if isinstance(mask, (list, tuple)) and all(isinstance(bit, numbers.Integral) for bit in mask):
             self.steps_computation_mask = [int(bit) for bit in mask]
+        if _is_torch(self.cache_device, "device"):
+            self.cache_device = str(self.cache_device)
+        if isinstance(self.cache_dtype, str) or _is_torch(self.cache_dtype, "dtype"):
+            self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
+
+    def _resolve_presets(self) -> None:
+        """Turn the name of a preset, in the mask's place or in the policy's, into its mask."""
+        presets = (*PRESETS, "none")
+        mask: Any = self.steps_computation_mask
+        policy: Any = self.steps_computation_policy
+        if isinstance(mask, str) and mask in presets:
+            mask = _preset_mask("steps_computation_mask", mask, self.num_inference_steps)
+        if isinstance(policy, str) and policy in presets:
+            if mask is None:
+                mask = _preset_mask("steps_computation_policy", policy, self.num_inference_steps)
+            self.steps_computation_policy = "dynamic"
+        self.steps_computation_mask = mask
 
     def _validate_together(self) -> None:
+        if self.cache_type not in (None, CacheType.NONE, self._own_type):
+            raise ConfigError(
+                f"cache_type={self.cache_type} is not that of a {type(self).__name__}: pass a {self.cache_type}Config"
+            )
         if self.cfg_compute_first and self.cfg_diff_compute_separate:
             raise ConfigError(
                 "cfg_compute_first=True and cfg_diff_compute_separate=True exclude each other: "
                 "pass cfg_diff_compute_separate=False too"
             )
-        # In a sparse configuration the policy is None: what the mask will be is not known yet.
-        if (
-            self.Fn_compute_blocks == 0
-            and self.steps_computation_policy in ("dynamic", "static")
-            and not self.is_static
-        ):
+        # Where one of the two is None, in a sparse configuration, it is not known yet what will be measured.
+        known = None not in (self.steps_computation_policy, self.policy)
+        if known and self.Fn_compute_blocks == 0 and not self.is_static and self.policy not in _WITHOUT_BLOCKS:
             raise ConfigError(
-                "Fn_compute_blocks=0 leaves nothing to measure a diff on: expected at least 1, "
-                "or a steps_computation_mask with steps_computation_policy='static'"
+                f"Fn_compute_blocks=0 leaves nothing to measure a diff on with policy={self.policy!r}: expected at "
+                f"least 1, a steps_computation_mask with steps_computation_policy='static', or one of the policies "
+                f"{', '.join(_WITHOUT_BLOCKS)}"
             )
 
     @property
@@ -193,27 +318,44 @@ class BasicCacheConfig(SparseConfig):
         """Whether a static mask alone decides each step, so that nothing is ever measured."""
         return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
 
+    @property
+    def watches_conditioning(self) -> bool:
+        """Whether a conditioning tensor that changes between steps can make a step computed."""
+        threshold = self.conditioning_diff_threshold
+        return threshold is not None and threshold < math.inf
+
     def strify(self) -> str:
-        """A short tag for file names, e.g. `DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0`; fields that are None show as `-`."""
+        """A short tag for file names, e.g. `DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0`; fields that are None show as `-`.
+
+        A policy other than "dbcache" follows the type, a step of forced refresh comes last: `…_CFG0_FR8_once`.
+        """
         if self.cache_type is CacheType.NONE:
             return "NONE"
-        threshold = _tag(
-            self.residual_diff_threshold, lambda value: round(as_number("residual_diff_threshold", value), 6)
-        )
-        max_cached = _tag(self.max_cached_steps, lambda steps: max(0, steps))
-        max_continuous = _tag(self.max_continuous_cached_steps, lambda steps: max(0, steps))
-        parts = [
-            _tag(self.cache_type),
-            f"F{_tag(self.Fn_compute_blocks)}B{_tag(self.Bn_compute_blocks)}",
-            f"W{_tag(self.max_warmup_steps)}I{_tag(self.warmup_interval)}M{max_cached}MC{max_continuous}",
-            f"R{threshold}",
-        ]
+        parts = self._tags()
         if self.steps_computation_mask is not None:
             parts += [f"SCM{''.join(map(str, self.steps_computation_mask))}", _tag(self.steps_computation_policy)]
         if self.num_inference_steps is not None:
             parts.append(f"N{self.num_inference_steps}")
         parts.append(f"CFG{int(bool(self.enable_separate_cfg))}")
+        if self.force_refresh_step_hint is not None:
+            parts += [f"FR{self.force_refresh_step_hint}", _tag(self.force_refresh_step_policy)]
         return "_".join(parts)
+
+    def _tags(self) -> list[str]:
+        """The parts of the tag that every type of cache has."""
+        threshold = _tag(
+            self.residual_diff_threshold, lambda value: round(as_number("residual_diff_threshold", value), 6)
+        )
+        max_cached = _tag(self.max_cached_steps, lambda steps: max(0, steps))
+        max_continuous = _tag(self.max_continuous_cached_steps, lambda steps: max(0, steps))
+        policy = [] if self.policy in (None, "dbcache") else [self.policy]
+        return [
+            _tag(self.cache_type),
+            *policy,
+            f"F{_tag(self.Fn_compute_blocks)}B{_tag(self.Bn_compute_blocks)}",
+            f"W{_tag(self.max_warmup_steps)}I{_tag(self.warmup_interval)}M{max_cached}MC{max_continuous}",
+            f"R{threshold}",
+        ]
 
 
 @dataclass

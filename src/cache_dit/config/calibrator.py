@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from cache_dit.config.base import SparseConfig, bad_value, check_choice, check_flag, check_integer
+from cache_dit.config.base import SparseConfig, bad_value, check_choice, check_flag, check_integer, check_number
 
 
 def _check_type(name: str, value: Any) -> None:
@@ -18,6 +18,12 @@ def _check_type(name: str, value: Any) -> None:
 def _check_kwargs(name: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise bad_value(name, value, "a dict, e.g. {'n_derivatives': 2}")
+
+
+def _order_tag(short: str, long: str, order: int | None, details: bool) -> str:
+    if not order:
+        return "NONE"
+    return f"{long}_O({order})" if details else f"{short}O{order}"
 
 
 @dataclass
@@ -31,6 +37,8 @@ class CalibratorConfig(SparseConfig):
         calibrator_cache_type: what is kept and predicted: `"residual"`, what the skipped blocks add to their input, or
             `"hidden_states"`, what they return.
         calibrator_kwargs: further arguments of the predictor, e.g. `{"n_derivatives": 2}`.
+        coordinate: where the computed steps lie for the predictor: at their `"step"` number, or at the scheduler's
+            `"timestep"` or `"sigma"`.
 
     Raises:
         ConfigError: a value cannot work; the message says what was seen and what was expected.
@@ -41,6 +49,7 @@ class CalibratorConfig(SparseConfig):
     calibrator_type: str = "taylorseer"
     calibrator_cache_type: str = "residual"
     calibrator_kwargs: dict[str, Any] = field(default_factory=dict)
+    coordinate: str = field(default="step", kw_only=True)
 
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
         "enable_calibrator": check_flag,
@@ -48,6 +57,7 @@ class CalibratorConfig(SparseConfig):
         "calibrator_type": _check_type,
         "calibrator_cache_type": partial(check_choice, choices=("residual", "hidden_states")),
         "calibrator_kwargs": _check_kwargs,
+        "coordinate": partial(check_choice, choices=("step", "timestep", "sigma")),
     }
     _kept_by_empty: ClassVar[tuple[str, ...]] = ("calibrator_type",)
 
@@ -67,12 +77,7 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
     After TaylorSeer (arXiv 2503.06923), with derivatives that are exact for uneven distances between the computed
     steps too.
 
-    Args:
-        enable_calibrator: whether the hidden states are predicted.
-        enable_encoder_calibrator: whether the encoder's hidden states are.
-        calibrator_type: `"taylorseer"`.
-        calibrator_cache_type: what is predicted: `"residual"` or `"hidden_states"`; see `CalibratorConfig`.
-        calibrator_kwargs: further arguments of the predictor.
+    Args: those of `CalibratorConfig`, with both switches on, and
         taylorseer_order: the polynomial's order, at least 0 (0: reuse). Order n keeps n + 1 computed steps in memory.
 
     Raises:
@@ -94,6 +99,129 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
 
     def strify(self, details: bool = False) -> str:
         """`T1O{order}`, with `details` `TaylorSeer_O({order})`; `NONE` for order 0."""
-        if not self.taylorseer_order:
-            return "NONE"
-        return f"TaylorSeer_O({self.taylorseer_order})" if details else f"T1O{self.taylorseer_order}"
+        return _order_tag("T1", "TaylorSeer", self.taylorseer_order, details)
+
+
+@dataclass
+class FoCaCalibratorConfig(CalibratorConfig):
+    """Cached steps are forecast from the last computed ones and then corrected (FoCa, arXiv 2508.16211).
+
+    Args: those of `CalibratorConfig`, with both switches on.
+
+    Raises:
+        ConfigError: a value cannot work; the message says what was seen and what was expected.
+    """
+
+    enable_calibrator: bool = True
+    enable_encoder_calibrator: bool = True
+    calibrator_type: str = "foca"
+
+    def strify(self, details: bool = False) -> str:
+        """`FoCa`."""
+        return "FoCa"
+
+
+@dataclass
+class DMDCalibratorConfig(CalibratorConfig):
+    """Cached steps are extrapolated by dynamic mode decomposition of the last computed ones.
+
+    It needs at least 4 evenly spaced computed steps; before that, the Taylor polynomial of order 1 is used.
+
+    Args: those of `CalibratorConfig`, with both switches on, and
+        dmd_history: the most computed steps kept in memory, at least 4.
+        dmd_rank: the number of modes; 0: as many as have a relative singular value above 1e-4.
+        dmd_ridge: what is added to the singular values where they are divided by, at least 0.
+        dmd_svd_precision: `"low"`, `"medium"` or `"high"`.
+
+    Raises:
+        ConfigError: a value cannot work; the message says what was seen and what was expected.
+    """
+
+    enable_calibrator: bool = True
+    enable_encoder_calibrator: bool = True
+    calibrator_type: str = "dmd"
+    dmd_history: int = 6
+    dmd_rank: int = 0
+    dmd_ridge: float = 1e-8
+    dmd_svd_precision: str = "medium"
+
+    _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
+        **CalibratorConfig._checks,
+        "dmd_history": partial(check_integer, minimum=4),
+        "dmd_rank": partial(check_integer, minimum=0),
+        "dmd_ridge": partial(check_number, minimum=0),
+        "dmd_svd_precision": partial(check_choice, choices=("low", "medium", "high")),
+    }
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The predictor's arguments: `calibrator_kwargs`, and `history`, `rank`, `ridge`, `svd_precision`."""
+        own = {name: getattr(self, f"dmd_{name}") for name in ("history", "rank", "ridge", "svd_precision")}
+        return {**super().to_kwargs(), **own}
+
+    def strify(self, details: bool = False) -> str:
+        """`DMDH{history}`, with `details` `DMD_H({history})`; then `l` or `h` for low or high precision."""
+        precision = {"low": "l", "high": "h"}.get(self.dmd_svd_precision, "")
+        return (f"DMD_H({self.dmd_history})" if details else f"DMDH{self.dmd_history}") + precision
+
+
+@dataclass
+class HermiteCalibratorConfig(CalibratorConfig):
+    """Cached steps are extrapolated by scaled Hermite polynomials, a damped Taylor (HiCache, arXiv 2508.16984).
+
+    Args: those of `CalibratorConfig`, with both switches on, and
+        hermite_order: the order, at least 0 (0: reuse). Order n keeps n + 1 computed steps in memory.
+        hermite_scale: the polynomials' scale σ, more than 0; smaller damps more.
+
+    Raises:
+        ConfigError: a value cannot work; the message says what was seen and what was expected.
+    """
+
+    enable_calibrator: bool = True
+    enable_encoder_calibrator: bool = True
+    calibrator_type: str = "hermite"
+    hermite_order: int = 2
+    hermite_scale: float = 0.5
+
+    _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
+        **CalibratorConfig._checks,
+        "hermite_order": partial(check_integer, minimum=0),
+        "hermite_scale": partial(check_number, above=0),
+    }
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The predictor's arguments: `calibrator_kwargs`, and the order and the scale."""
+        return {**super().to_kwargs(), "order": self.hermite_order, "scale": self.hermite_scale}
+
+    def strify(self, details: bool = False) -> str:
+        """`HermiteO{order}`, with `details` `Hermite_O({order})`; `NONE` for order 0."""
+        return _order_tag("Hermite", "Hermite", self.hermite_order, details)
+
+
+@dataclass
+class NewtonCalibratorConfig(CalibratorConfig):
+    """Cached steps are extrapolated by Newton's form of the polynomial through the last computed ones.
+
+    Args: those of `CalibratorConfig`, with both switches on, and
+        newton_order: the polynomial's order, at least 0 (0: reuse). Order n keeps n + 1 computed steps in memory.
+
+    Raises:
+        ConfigError: a value cannot work; the message says what was seen and what was expected.
+    """
+
+    enable_calibrator: bool = True
+    enable_encoder_calibrator: bool = True
+    calibrator_type: str = "newton"
+    newton_order: int = 2
+
+    _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
+        **CalibratorConfig._checks,
+        "newton_order": partial(check_integer, minimum=0),
+    }
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The predictor's arguments: `calibrator_kwargs`, and the order."""
+        return {**super().to_kwargs(), "order": self.newton_order}
+
+    def strify(self, details: bool = False) -> str:
+        """`NewtonO{order}`, with `details` `Newton_O({order})`; `NONE` for order 0."""
+        return _order_tag("Newton", "Newton", self.newton_order, details)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from cache_dit.config.base import SparseConfig, bad_value, unknown_key
-from cache_dit.config.cache import BasicCacheConfig
-from cache_dit.config.calibrator import CalibratorConfig, TaylorSeerCalibratorConfig
+from cache_dit.config.base import SparseConfig, joined, unknown_key
+from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig, known_cache_type
+from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.options import OPTION_KEYS, read_calibrator, read_options
+from cache_dit.config.prune import DBPruneConfig
+from cache_dit.config.section import Section
+from cache_dit.errors import ConfigError
 
 _Config = TypeVar("_Config", bound=SparseConfig)
 
@@ -54,12 +58,7 @@ class ParamsModifier:
         calibrator_config: CalibratorConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        if cache_config is not None and not isinstance(cache_config, BasicCacheConfig):
-            raise bad_value("cache_config", cache_config, "a DBCacheConfig or None")
-        if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
-            raise bad_value(
-                "calibrator_config", calibrator_config, "a CalibratorConfig, e.g. TaylorSeerCalibratorConfig()"
-            )
+        check_classes(cache_config, calibrator_config)
         options, flat_calibrator = flat_options(kwargs, where="ParamsModifier")
         if options:
             cache_config = overlay(cache_config or BasicCacheConfig().reset(), options)
@@ -70,7 +69,7 @@ class ParamsModifier:
         return f"ParamsModifier(cache_config={self.cache_config!r}, calibrator_config={self.calibrator_config!r})"
 
 
-def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], TaylorSeerCalibratorConfig | None]:
+def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], CalibratorConfig | None]:
     """Sort the deprecated flat options of `enable_cache` and `ParamsModifier` into cache and calibrator options.
 
     Args:
@@ -97,14 +96,49 @@ def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, A
             stacklevel=3,
         )
     cache_options = {key: value for key, value in given.items() if key in _FLAT_CACHE_OPTIONS}
-    if not given.get("enable_taylorseer", False):
-        return cache_options, None
-    calibrator = TaylorSeerCalibratorConfig(
-        enable_encoder_calibrator=given.get("enable_encoder_taylorseer", True),
-        calibrator_cache_type=given.get("taylorseer_cache_type", "residual"),
-        taylorseer_order=given.get("taylorseer_order", 1),
-    )
-    return cache_options, calibrator
+    return cache_options, read_calibrator(Section(given, where))
+
+
+def refresh_options(
+    options: Mapping[str, Any], *, where: str = "refresh_context"
+) -> tuple[dict[str, Any], CalibratorConfig | None]:
+    """Sort what `refresh_context` was given into options to lay over the old ones.
+
+    Args:
+        options: `cache_config` (a configuration, of which the fields that are not None count, or a dict of flat
+            options), `calibrator_config`, and flat options by name, which count over those of `cache_config`: fields
+            of the cache configurations and of `ExtraCacheConfig`, and `enable_taylorseer`, `taylorseer_order` and
+            the like of the other calibrators. Those given as None count as not given.
+        where: what was given the options, for messages.
+
+    Returns:
+        The cache options by field, for `overlay`; and a sparse calibrator configuration, or None if none was given.
+        An enabled calibrator among the flat options counts in place of `calibrator_config`.
+
+    Raises:
+        ConfigError: an unknown option, or a value that cannot work.
+    """
+    flat = dict(options)
+    config, calibrator = flat.pop("cache_config", None), flat.pop("calibrator_config", None)
+    known = (*OPTION_KEYS, "cache_config", "calibrator_config")
+    for key in flat:
+        if key not in known:
+            raise unknown_key(key, known, where=where)
+    if isinstance(config, Mapping):
+        config, nested = read_options(Section(config, "cache_config"), sparse=True)
+        calibrator = nested or calibrator
+    check_classes(config, calibrator)
+    given = {} if config is None else config.given()
+    own, named = read_options(Section(flat, where), sparse=True)
+    return joined(given, own.given()), named or calibrator
+
+
+def check_classes(cache_config: Any, calibrator_config: Any) -> None:
+    """Raise `ConfigError` unless each is a configuration of its kind, or None."""
+    if cache_config is not None and not isinstance(cache_config, BasicCacheConfig):
+        raise ConfigError(f"cache_config is a {type(cache_config).__name__}: pass a DBCacheConfig")
+    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
+        raise ConfigError(f"calibrator_config is a {type(calibrator_config).__name__}: pass a CalibratorConfig")
 
 
 def effective(
@@ -139,13 +173,43 @@ def effective(
 def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False) -> _Config:
     """A copy of `base` with `options` laid over it; `base` stays as it is.
 
+    The copy has the class of `base`, unless `options` give the other `cache_type`: DBPrune over a `DBCacheConfig`
+    makes a `DBPruneConfig`, DBCache over a `DBPruneConfig` makes a `DBCacheConfig` without the options of DBPrune.
+
     Args:
         base: the configuration to start from.
         options: field names and values; those that are None leave the base's.
         complete: whether fields that neither gives get their defaults, or stay None.
 
     Raises:
-        ConfigError: an unknown name, or values that cannot work together.
+        ConfigError: an unknown name, options of DBPrune over a `DBCacheConfig` without its cache type, or values that
+            cannot work together.
     """
-    start = type(base)() if complete else type(base)().reset()
-    return start.update(**{**base.given(), **{key: value for key, value in options.items() if value is not None}})
+    given = {key: value for key, value in options.items() if value is not None}
+    cls = _class_over(base, given)
+    kept = {name: value for name, value in base.given().items() if name in cls.field_names()}
+    laid: SparseConfig = cls() if complete else cls().reset()
+    laid.update(**joined(kept, given))
+    if complete:
+        for name, value in list(laid.given().items()):
+            if isinstance(value, SparseConfig):
+                setattr(laid, name, overlay(value, {}, complete=True))
+    return cast(_Config, laid)
+
+
+def _class_over(base: SparseConfig, options: Mapping[str, Any]) -> type[SparseConfig]:
+    """The class of what comes out when `options` are laid over `base`."""
+    if not isinstance(base, BasicCacheConfig):
+        return type(base)
+    kind = known_cache_type(options["cache_type"]) if "cache_type" in options else None
+    if kind is CacheType.DBPrune:
+        return type(base) if isinstance(base, DBPruneConfig) else DBPruneConfig
+    if kind is CacheType.DBCache and isinstance(base, DBPruneConfig):
+        return DBCacheConfig
+    for name in options:
+        if name in DBPruneConfig.field_names() and name not in base.field_names():
+            raise ConfigError(
+                f"{name} is an option of DBPrune, and a {type(base).__name__} is what it is laid over: pass a "
+                "DBPruneConfig with its cache_type, e.g. DBPruneConfig().reset(cache_type='DBPrune', …)"
+            )
+    return type(base)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cache_dit.caching.masks import steps_mask
 from cache_dit.config.cache import DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig, TaylorSeerCalibratorConfig
+from cache_dit.config.masks import steps_mask
 
 
 @dataclass(frozen=True)

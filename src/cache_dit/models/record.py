@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from cache_dit.caching.adapter import BlockAdapter
+from cache_dit.caching.block_adapters.register import BlockAdapterRegister
 from cache_dit.caching.pattern import ENCODER, HIDDEN, CallRules, ForwardPattern, Join
 from cache_dit.errors import ConfigError
 
@@ -22,15 +23,21 @@ class Blocks:
         attribute: where it is; dots lead into modules.
         pattern: what goes into its blocks and comes out.
         streams: the names of H and E in their ``forward``.
+        part: which blocks of the list are meant, asked of the transformer; None: all.
+        chain: lists with the same number are one chain with one decision.
     """
 
     attribute: str
     pattern: ForwardPattern
     streams: tuple[str, str] = (HIDDEN, ENCODER)
+    part: Callable[[Any], slice] | None = None
+    chain: int = 0
 
-    def find(self, transformer: torch.nn.Module) -> torch.nn.Module:
-        """The list itself."""
-        return transformer.get_submodule(self.attribute)
+    def find(self, transformer: torch.nn.Module) -> list[torch.nn.Module]:
+        """The blocks themselves."""
+        found: Any = transformer.get_submodule(self.attribute)
+        blocks = list(found.values() if isinstance(found, torch.nn.ModuleDict) else found)
+        return blocks if self.part is None else blocks[self.part(transformer)]
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,10 @@ class ModelRecord:
     Args:
         name: what its pipelines' class names begin with.
         transformers: class names of its transformers; subclasses count, other classes with such a prefix do not.
-        blocks: its block lists in call order. Several are one chain with one decision.
+        blocks: its block lists in call order. Several are one chain with one decision, unless they say otherwise.
         join: how the second list takes over from the first; see ``BlockAdapter``.
         interleave: the block lists take turns, block by block; see ``BlockAdapter``.
+        long_skip: the last blocks read what the first ones returned; see ``BlockAdapter``.
         idle: modules between blocks that do nothing while these are skipped, with the name of their H argument.
         separate_cfg: whether conditional and unconditional calls take turns, for pipelines that do not name them.
         components: the pipeline's attributes that may hold a transformer.
@@ -55,6 +63,7 @@ class ModelRecord:
     blocks: tuple[Blocks, ...]
     join: Join = None
     interleave: bool = False
+    long_skip: bool = False
     idle: dict[str, str] = field(default_factory=dict)
     separate_cfg: bool = False
     components: tuple[str, ...] = ("transformer",)
@@ -64,20 +73,27 @@ class ModelRecord:
     def adapter(self, transformers: list[torch.nn.Module], pipe: Any = None) -> BlockAdapter:
         """The description of these transformers, all of this family."""
         split = self.split_variable is not None and os.environ.get(self.split_variable) == "0"
+        described = [self._lists(transformer) for transformer in transformers]
         return BlockAdapter(
             pipe=pipe,
             transformer=list(transformers),
-            blocks=[[blocks.find(transformer) for blocks in self.blocks] for transformer in transformers],
-            blocks_name=[[blocks.attribute for blocks in self.blocks] for _ in transformers],
-            forward_pattern=[[blocks.pattern for blocks in self.blocks] for _ in transformers],
-            stream_names=[blocks.streams for _ in transformers for blocks in self.blocks],
+            blocks=[[found for _, found in lists] for lists in described],
+            blocks_name=[[blocks.attribute for blocks, _ in lists] for lists in described],
+            forward_pattern=[[blocks.pattern for blocks, _ in lists] for lists in described],
+            stream_names=[blocks.streams for lists in described for blocks, _ in lists],
             has_separate_cfg=self.separate_cfg,
-            merge=not split,
+            merge=False if split else [blocks.chain for blocks, _ in described[0]],
             join=self.join,
             interleave=self.interleave,
+            long_skip=self.long_skip,
             idle=dict(self.idle),
             rules=self.rules,
         )
+
+    def _lists(self, transformer: torch.nn.Module) -> list[tuple[Blocks, list[torch.nn.Module]]]:
+        """The block lists that a transformer really has, with their blocks."""
+        found = [(blocks, blocks.find(transformer)) for blocks in self.blocks]
+        return [(blocks, listed) for blocks, listed in found if listed] or found
 
 
 _records: dict[str, ModelRecord] = {}  # class name of a transformer -> its family
@@ -113,6 +129,12 @@ def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
+    """The description of a pipeline or a transformer: what a user registered, else by its record, or None."""
+    own = BlockAdapterRegister.find(pipe_or_module)
+    return recorded_adapter(pipe_or_module) if own is None else own.describe(pipe_or_module)
+
+
+def recorded_adapter(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer by its record, or None where there is none."""
     if isinstance(pipe_or_module, torch.nn.Module):
         record = record_of(pipe_or_module)
@@ -125,5 +147,10 @@ def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
 
 
 def known_pipelines() -> list[str]:
-    """What the class names of supported pipelines begin with, in the order of registration."""
+    """What the class names of supported pipelines begin with, in the order of registration; users' own come last."""
+    return list(dict.fromkeys((*known_families(), *BlockAdapterRegister.names())))
+
+
+def known_families() -> list[str]:
+    """The names of the families with a record, in the order of registration."""
     return list(dict.fromkeys(record.name for record in _records.values()))

@@ -10,7 +10,7 @@ from cache_dit.errors import ConfigError
 
 # Lengths of runs of computed and cached steps in turn, computed first. A row stands for as many steps as its runs add
 # up to; that of 15 is cut for 10 to 14 steps, and that of 28 is stretched or trimmed for 16 steps and more.
-_PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
+PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
     "slow": {
         4: (2, 1, 1),
         5: (3, 1, 1),
@@ -91,13 +91,13 @@ def steps_mask(
         raise ConfigError("only one of compute_bins and cache_bins was given: expected both, or none and a mask_policy")
     if mask_policy is None or mask_policy == "none":
         return None
-    if mask_policy not in _PRESETS:
-        raise unknown_key(mask_policy, [*_PRESETS, "none"], where="mask_policy")
+    if mask_policy not in PRESETS:
+        raise unknown_key(mask_policy, [*PRESETS, "none"], where="mask_policy")
     if total_steps is None:
         raise ConfigError(
             f"mask_policy={mask_policy!r} needs total_steps, the number of steps: pass e.g. total_steps=28"
         )
-    return _preset(_PRESETS[mask_policy], total_steps)
+    return _preset(PRESETS[mask_policy], total_steps)
 
 
 def _explicit(compute_bins: Sequence[int], cache_bins: Sequence[int], total_steps: int | None) -> list[int]:

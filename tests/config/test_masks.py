@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_dit.caching.masks import steps_mask
+from cache_dit.config.masks import steps_mask
 from cache_dit.errors import ConfigError
 
 PRESETS = ("slow", "medium", "fast", "ultra")

@@ -1,0 +1,119 @@
+"""What the user asked for one chain, checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cache_dit.caching.calibration import PolicyCalibration
+from cache_dit.caching.chain import Chain
+from cache_dit.caching.history import History
+from cache_dit.caching.policy import make_policy
+from cache_dit.caching.predictors import Predictor, make_predictor
+from cache_dit.config.base import bad_value
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.extra import ExtraCacheConfig
+from cache_dit.config.modifier import ParamsModifier, effective, overlay
+from cache_dit.config.prune import DBPruneConfig
+from cache_dit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """What the user asked for one chain."""
+
+    cache: BasicCacheConfig
+    calibrator: CalibratorConfig | None = None
+
+    @property
+    def keeps_state(self) -> tuple[bool, bool]:
+        """For H and E whether the state after the middle blocks is predicted, not the residual over them.
+
+        A stream whose calibrator is off reuses its residual.
+        """
+        calibrator = self.calibrator
+        if calibrator is None or calibrator.calibrator_cache_type != "hidden_states":
+            return False, False
+        return bool(calibrator.enable_calibrator), bool(calibrator.enable_encoder_calibrator)
+
+    @property
+    def extra(self) -> ExtraCacheConfig:
+        """The options of the measurement."""
+        return self.cache.extra_cache_config or ExtraCacheConfig()
+
+    def predicts_as(self, other: ChainOptions) -> bool:
+        """Whether what was kept by other options serves these too."""
+        kept = (self.calibrator, self.cache.cache_device, self.cache.cache_dtype)
+        return kept == (other.calibrator, other.cache.cache_device, other.cache.cache_dtype)
+
+    def under(self, changes: Mapping[str, Any], calibrator: CalibratorConfig | None) -> ChainOptions:
+        """These options with changed ones laid over them.
+
+        Raises:
+            ConfigError: if they cannot work together.
+        """
+        predicted = effective(self.cache, self.calibrator, ParamsModifier(None, calibrator))[1]
+        return ChainOptions(overlay(self.cache, changes, complete=True), predicted)
+
+    def predictors(self) -> tuple[Predictor, Predictor]:
+        """The predictors of H and of E: one and the same where the options are."""
+        hidden = make_predictor(self.calibrator)
+        calibrator = self.calibrator
+        if calibrator is None or calibrator.enable_calibrator == calibrator.enable_encoder_calibrator:
+            return hidden, hidden
+        return hidden, make_predictor(calibrator, encoder=True)
+
+    def history(self, predictor: Predictor, *, watch: bool = False) -> History:
+        """An empty history for a predictor."""
+        return History(predictor.history, device=self.cache.cache_device, dtype=self.cache.cache_dtype, watch=watch)
+
+
+def _check_device(name: str | None) -> None:
+    """Raise ``ConfigError`` unless snapshots can be kept on this device here; nothing is started on it."""
+    if name is None:
+        return
+    expected = "a device that keeps values and is there, e.g. 'cpu' or 'cuda:0'"
+    try:
+        device = torch.device(name)
+        count = 0 if device.type == "meta" else torch.get_device_module(device).device_count()
+    except (RuntimeError, AttributeError) as error:  # no such kind of device, or one that torch cannot count
+        raise bad_value("cache_device", name, expected) from error
+    if (device.index or 0) >= count:
+        raise bad_value("cache_device", name, f"{expected}; there are {count} of {device.type!r}")
+
+
+def checked(options: ChainOptions, chain: Chain, model_class: str | None = None) -> ChainOptions:
+    """The options of a chain, once it is clear that they can work on it.
+
+    Args:
+        options: the options.
+        chain: the chain.
+        model_class: the transformer's class name.
+
+    Raises:
+        ConfigError: if Fn or Bn exceed the number of blocks, a name is unknown, there is no such device, a calibration
+            is missing or was made for something else, or a decision by sample cannot be made.
+    """
+    options.predictors()
+    cache = options.cache
+    _check_device(cache.cache_device)
+    chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
+    if cache.policy_calibration is not None:
+        cache.policy_calibration = PolicyCalibration.of(cache.policy_calibration)  # read once, and now
+        cache.policy_calibration.check(model_class=model_class)
+    if not isinstance(cache, DBPruneConfig):
+        make_policy(cache)
+    if cache.decision == "mean":
+        return options
+    for unfit, why in (
+        (chain.rounds > 1, f"{chain.name} rearranges the samples"),
+        (cache.policy == "easycache", "policy='easycache' measures a whole batch"),
+        (isinstance(cache, DBPruneConfig), "DBPrune decides for a whole batch"),
+    ):
+        if unfit:
+            raise ConfigError(f"decision={cache.decision!r} needs a diff for each sample, and {why}: pass 'mean'")
+    return options

@@ -1,0 +1,5 @@
+"""Another name of ``cache_dit.parallelism``."""
+
+from cache_dit.parallelism import ParallelismBackend, ParallelismConfig
+
+__all__ = ["ParallelismBackend", "ParallelismConfig"]
