@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DOCS := $(VENV)/.ready-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types format bench clean
+.PHONY: help setup demo test test-all lint types format bench docs clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,10 @@ types: $(READY) ## mypy, strict
 bench: $(READY) ## what the wrapper costs on this machine
 	$(BIN)/python -m bench.overhead $(ARGS)
 
+docs: $(READY_DOCS) ## the documentation's site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html, or serve it while you write: $(BIN)/mkdocs serve"
+
 clean: ## remove what was built, measured or drawn; keeps .venv and .cache
 	rm -rf build dist demo_out .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
@@ -45,6 +50,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory new-venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# What only the site needs is installed when it is built for the first time.
+$(READY_DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 # Some systems ship venv without ensurepip: then the pip that is there installs one.
