@@ -1,0 +1,105 @@
+"""What the documentation shows works: the blocks of each page run, one after the other, as a reader would run them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import cache_dit
+from tests.docs.pages import DOCS, PAGES, Block, blocks, setup_name, text
+from tests.docs.setups import SETUPS
+
+ROOT = DOCS.parent
+
+#: Blocks that cannot run in a test, by page; everything else does.
+NOT_RUN = {"first_steps.md": 1, "cache/memory.md": 1}
+
+_NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def run(page: str) -> None:
+    """Run a page's blocks in one namespace, and compare what they print with what the page says they do."""
+    setup = setup_name(page)
+    namespace: dict[str, Any] = {"__name__": "page"} if setup is None else {"__name__": "page", **SETUPS[setup]()}
+    printed = ""
+    for block in blocks(page):
+        if block.not_run:
+            continue
+        if block.language == "python":
+            printed = run_python(block, namespace)
+        elif block.language == "yaml":
+            load_yaml(block)
+        elif block.mark == "output":
+            assert same_text(printed, block.code), f"{block.place} says\n{block.code}\nbut printed was\n{printed}"
+
+
+def run_python(block: Block, namespace: dict[str, Any]) -> str:
+    """Run a block; what it printed."""
+    printed = io.StringIO()
+    code = compile("\n" * (block.line - 1) + block.code, str(DOCS / block.page), "exec")
+    with contextlib.redirect_stdout(printed):
+        exec(code, namespace)
+    return printed.getvalue()
+
+
+def load_yaml(block: Block) -> None:
+    """Write a block's file, so that the Python blocks below it can name it, and load it as a configuration."""
+    assert block.title, f'{block.place} has no title: a YAML block needs a file\'s name, title="cache.yaml"'
+    assert isinstance(yaml.safe_load(block.code), dict)
+    path = Path(block.title)
+    path.write_text(block.code, encoding="utf-8")
+    cache_dit.load_configs(str(path))
+
+
+def same_text(printed: str, shown: str) -> bool:
+    """Whether both say the same, where numbers with a decimal point may differ by 5 %, as they do between machines."""
+    if _NUMBER.sub("#", printed).split() != _NUMBER.sub("#", shown).split():
+        return False
+    pairs = zip(_NUMBER.findall(printed), _NUMBER.findall(shown), strict=True)
+    return all(float(one) == pytest.approx(float(other), rel=0.05, abs=0.002) for one, other in pairs)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_the_blocks_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
+def test_the_blocks_that_are_not_run_are_those_that_are_listed() -> None:
+    marked = {page: sum(block.not_run for block in blocks(page)) for page in PAGES}
+    assert {page: count for page, count in marked.items() if count} == NOT_RUN
+
+
+def test_every_mark_is_known_and_every_block_has_a_language() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            assert block.mark == "" or block.mark.startswith(("not run: ", "setup: ")) or block.mark == "output"
+            assert block.language in ("python", "yaml", "bash", "text"), block.place
+        assert len(re.findall(r"^```", text(page), re.M)) == 2 * len(blocks(page)), page
+
+
+def test_commands_shown_are_targets_of_the_makefile_or_known() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    known = (r"make (\S+)", r"pip install \S+", r"\.venv/bin/cache-dit demo .*", r"python -m tools\.docs\.figures.*")
+    for page in PAGES:
+        for block in blocks(page):
+            for line in block.code.splitlines() if block.language == "bash" else []:
+                command = line.split("#")[0].strip()
+                found = next((m for pattern in known if (m := re.fullmatch(pattern, command))), None)
+                assert found, f"{block.place}: {command}"
+                assert not found.groups() or found[1] in targets, f"{block.place}: {command}"
+
+
+def test_the_reference_names_everything_public_once() -> None:
+    reference = "\n".join(text(page) for page in PAGES if page.startswith("api/"))
+    listed = re.findall(r"^::: (?:[\w.]+\.)?(\w+)$", reference, re.M) + re.findall(r"^\| `(\w+)` \|", reference, re.M)
+    public = [name for name in cache_dit.__all__ if not name.startswith("__")]
+    missing = [name for name in public if name not in listed]
+    assert not missing, f"not in docs/api: {', '.join(missing)}"
+    assert len(listed) == len(set(listed))
