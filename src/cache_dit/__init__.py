@@ -7,12 +7,14 @@ from cache_dit.caching import (
     BlockAdapter,
     CacheStats,
     ForwardPattern,
+    Inspection,
     PatchFunctor,
     PolicyCalibration,
     calibrate,
     disable_cache,
     enable_cache,
     get_adapter,
+    inspect,
     refresh_context,
     register_policy,
     register_predictor,
@@ -54,6 +56,7 @@ from cache_dit.errors import (
     UnsupportedModelError,
 )
 from cache_dit.logger import init_logger
+from cache_dit.models import preset, supported_matrix
 from cache_dit.utils import disable_print
 
 __version__ = "1.2.0"
@@ -87,6 +90,7 @@ __all__ = [
     "FoCaCalibratorConfig",
     "ForwardPattern",
     "HermiteCalibratorConfig",
+    "Inspection",
     "MissingDependencyError",
     "MissingModelError",
     "NewtonCalibratorConfig",
@@ -114,10 +118,12 @@ __all__ = [
     "enable_cache",
     "get_adapter",
     "init_logger",
+    "inspect",
     "load_cache_config",
     "load_configs",
     "load_options",
     "load_parallelism_config",
+    "preset",
     "refresh_context",
     "register_policy",
     "register_predictor",
@@ -125,6 +131,7 @@ __all__ = [
     "steps_mask",
     "strify",
     "summary",
+    "supported_matrix",
     "supported_pipelines",
     "version_tuple",
 ]

@@ -381,3 +381,20 @@ def test_the_patterns_say_what_goes_in_and_what_comes_out(
     assert (pattern.In, pattern.Out, pattern.Supported) == (reads, gives, True)
     assert pattern in ForwardPattern.supported_patterns()
     assert len(ForwardPattern) == 6
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"transformer": 3}, "transformer=3 is no torch.nn.Module"),
+        ({"blocks": [3]}, "blocks holds a int, not a list of blocks"),
+        ({"blocks": "blocks"}, "blocks holds a str, not a list of blocks"),
+        ({"patch_functor": 3}, "patch_functor=3 has no apply: pass a PatchFunctor"),
+        ({"idle": {"nowhere": "hidden_states"}}, "idle names 'nowhere', which Toy has not"),
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_refused(described: dict[str, Any], message: str) -> None:
+    model = Toy("0")
+    parts = {"transformer": model, "blocks": model.blocks, "forward_pattern": ForwardPattern.Pattern_0, **described}
+    with pytest.raises(ConfigError, match=message):
+        cache_dit.enable_cache(BlockAdapter(**parts), DBCacheConfig(Fn_compute_blocks=1))

@@ -27,6 +27,7 @@ from cache_dit import (
 )
 from cache_dit.caching.attach import state_of
 from tests.caching.toys import Toy, denoise, dynamic, frozen_run, line, lines, loop, same, static, stream_inputs
+from tests.interplay.tiny_flux import tiny_pipeline
 from tests.models.tiny import tiny
 
 
@@ -581,3 +582,36 @@ def test_a_tensor_threshold_works_as_a_number() -> None:
     cache_dit.enable_cache(model.adapter(), dynamic(residual_diff_threshold=torch.tensor(0.5)))
     denoise(model, loop(4))
     assert "C" in line(model)
+
+
+def test_no_cache_at_all_is_refused_by_a_refresh_and_for_a_single_chain() -> None:
+    model = Toy("0")
+    cache_dit.enable_cache(model.adapter(), dynamic())
+    with pytest.raises(ConfigError, match="call disable_cache on the model"):
+        cache_dit.refresh_context(model, cache_type="NONE")
+    assert options_of(model).cache.cache_type is cache_dit.DBCache
+    none = ParamsModifier(cache_config=DBCacheConfig().reset(cache_type=cache_dit.NONE))
+    with pytest.raises(ConfigError, match="pass residual_diff_threshold=0 for it"):
+        cache_dit.enable_cache(model.adapter(), dynamic(), params_modifiers=none)
+
+
+@pytest.mark.parametrize("call", [cache_dit.disable_cache, cache_dit.summary, cache_dit.strify])
+def test_what_holds_no_model_is_refused(call: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigError, match="pass a pipeline, a transformer or a BlockAdapter"):
+        call("transformer")
+
+
+def test_a_list_of_transformers_is_not_taken_off_in_silence() -> None:
+    model = Toy("0")
+    cache_dit.enable_cache(model.adapter(), dynamic())
+    with pytest.raises(ConfigError, match="a list was passed"):
+        cache_dit.disable_cache([model])
+
+
+def test_a_refresh_of_a_pipeline_says_what_to_pass(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = cache_dit.enable_cache(tiny_pipeline(), DBCacheConfig(Fn_compute_blocks=1))
+    with caplog.at_level(logging.WARNING):
+        cache_dit.refresh_context(pipe, num_inference_steps=4)
+    assert caplog.messages == [
+        "cache_dit: no cache is on this FluxPipeline: nothing to refresh; pass the transformer in it"
+    ]

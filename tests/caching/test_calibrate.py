@@ -375,3 +375,10 @@ def test_too_few_steps_for_a_polynomial_are_an_error() -> None:
     with pytest.raises(ConfigError, match="expected more than degree=4 different numbers"):
         cache_dit.calibrate(model, lambda: run(model, steps=range(5)), policy="teacache")
     assert not traces(model)
+
+
+def test_a_run_that_cannot_be_called_is_refused_before_anything_is_put_on() -> None:
+    model = tiny(WAN)
+    with pytest.raises(ConfigError, match="run=None is not valid: expected a function that makes one run"):
+        cache_dit.calibrate(model, None)  # type: ignore[arg-type]
+    assert not traces(model)

@@ -19,6 +19,7 @@ from cache_dit import (
     ForwardPattern,
     ParallelismConfig,
     ParamsModifier,
+    PolicyCalibration,
     TaylorSeerCalibratorConfig,
     load_configs,
     steps_mask,
@@ -321,3 +322,28 @@ def test_nested_modifiers_of_one_are_for_all_chains_of_their_transformer() -> No
     cache_dit.enable_cache(adapter, DBCacheConfig(Fn_compute_blocks=3, max_warmup_steps=1))
     fronts = [options.cache.Fn_compute_blocks for model in models for options in state_of(model).options]
     assert fronts == [1, 1, 2, 2]
+
+
+def test_what_concerns_the_whole_transformer_cannot_differ_for_a_second_chain() -> None:
+    model = Toy("0", (3, 3))
+    own = ParamsModifier(cache_config=DBCacheConfig().reset(force_refresh_step_hint=3))
+    with pytest.raises(ConfigError, match="force_refresh_step_hint concerns the transformer as a whole"):
+        cache_dit.enable_cache(model.adapter(), DBCacheConfig(Fn_compute_blocks=1), None, [ParamsModifier(), own])
+    complete = ParamsModifier(cache_config=DBCacheConfig(Fn_compute_blocks=2))
+    shared = DBCacheConfig(Fn_compute_blocks=1, force_refresh_step_hint=3)
+    cache_dit.enable_cache(model.adapter(), shared, None, [ParamsModifier(), complete])
+    assert [options.cache.Fn_compute_blocks for options in state_of(model).options] == [1, 2]
+
+
+@pytest.mark.parametrize("decision", ["any", "all"])
+def test_samples_are_not_joined_where_a_policy_adds_their_diffs_up(decision: str) -> None:
+    with pytest.raises(ConfigError, match=f"decision='{decision}'.*adds up"):
+        cache_dit.enable_cache(
+            tiny_transformer(), DBCacheConfig(Fn_compute_blocks=1, policy="teacache", decision=decision)
+        )
+
+
+def test_a_calibration_that_nobody_reads_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    known = PolicyCalibration("magcache", "FluxTransformer2DModel", 4, None, {"default": [1.0] * 4})
+    cache_dit.enable_cache(tiny_transformer(), DBCacheConfig(Fn_compute_blocks=1, policy_calibration=known))
+    assert "policy_calibration has no effect" in caplog.text

@@ -24,7 +24,7 @@ from cache_dit.caching.cache_contexts import (
 )
 from cache_dit.config import CacheType, DBPruneConfig, ExtraCacheConfig
 from cache_dit.errors import SessionError
-from tests.caching.toys import Toy, denoise, dynamic, frozen_run, loop, normal, static, stream_inputs
+from tests.caching.toys import Toy, denoise, dynamic, frozen_run, lines, loop, normal, static, stream_inputs
 
 # -- deciding
 
@@ -148,6 +148,31 @@ def test_pruning_asks_a_replaced_similarity_for_each_block():
     assert decided_by(manager, config) == []
     assert len(prefixes) == 4 * 4
     assert len(set(prefixes)) == 4
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_a_replaced_similarity_is_asked_for_each_branch_also_where_branches_share_a_diff(separate: bool):
+    toy, asked = Toy(), []
+    cache_dit.enable_cache(toy.adapter(), dynamic(enable_separate_cfg=True, cfg_diff_compute_separate=separate))
+    manager = toy._context_manager
+
+    def similarity(t1: Any, t2: Any, **options: Any) -> bool:
+        asked.append(manager.get_current_step())
+        manager.add_residual_diff(0.9)  # above the threshold: it is the answer that counts
+        return True
+
+    manager.similarity = similarity
+    denoise(toy, [step for step in loop(4) for _ in range(2)])
+    assert lines(toy) == {"cond": "FCCC", "uncond": "FCCC"}
+    assert asked == [1, 1, 2, 2, 3, 3]
+
+
+def test_that_a_policy_asks_no_similarity_is_said(caplog: pytest.LogCaptureFixture):
+    never = CachedContextManager()
+    never.similarity = lambda t1, t2, **options: False
+    cached = decided_by(never, dynamic(policy="easycache", Fn_compute_blocks=0))
+    assert cached == [2, 3, 4]
+    assert caplog.text.count("a replaced similarity is not asked") == 1
 
 
 # -- looking

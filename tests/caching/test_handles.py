@@ -947,3 +947,9 @@ def test_the_histories_of_one_request_are_no_other_s(monkeypatch: pytest.MonkeyP
     gc.collect()
     assert len(made) == 4
     assert not [one for one in made if one() is not None]
+
+
+@pytest.mark.parametrize("options", [{"num_inference_steps": 0}, {"num_inference_steps": "28"}, {"keep": "yes"}])
+def test_a_session_is_refused_what_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(cache_dit.ConfigError, match=rf"{next(iter(options))}=.* is not valid: expected"):
+        cache_dit.session("a", **options)

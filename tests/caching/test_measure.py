@@ -301,3 +301,12 @@ def test_options_of_the_measurement_may_change_within_a_request(calibrator: Any)
             model(**given_at(FLUX, step), return_dict=False)
     assert line(model)[:4] == "FFCC"
     assert line(model)[5:] == "CCC"
+
+
+def test_a_latent_of_discrete_tokens_is_measured_like_any_other() -> None:
+    transformation = Transformation()
+    for latent, output in ((torch.tensor([1, 2]), torch.ones(2)), (torch.tensor([1, 4]), torch.full((2,), 3.0))):
+        transformation.note(latent, output, computed=True)
+    increment = transformation.increment(torch.tensor([2, 4]))
+    assert increment is not None
+    assert float(increment) == pytest.approx(2.0 / 1.0 * 0.5 / 3.0)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import BlockAdapter, DBCacheConfig, TaylorSeerCalibratorConfig
 from cache_dit.caching import measure
+from cache_dit.caching import policy as policies
+from cache_dit.caching.accumulating import TeaCachePolicy
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.errors import ConfigError
-from tests.caching.toys import Toy, line, lines, same
+from tests.caching.toys import Toy, line, lines, same, stream_inputs
 from tests.interplay.tiny_flux import (
     generate,
     generate_qwen,
@@ -185,7 +187,33 @@ def test_what_teacache_looks_at_is_itself_again_afterwards() -> None:
     assert type(model.transformer_blocks[0].attn) is plain
 
 
+def test_a_policy_of_ones_own_may_look_at_the_modulated_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(policies._factories, "mine", TeaCachePolicy)
+    plans = []
+    for policy in ("teacache", "mine"):
+        model = tiny(WAN)
+        cache_dit.enable_cache(model, asked("teacache", WAN).update(policy=policy))
+        run(model)
+        plans.append(line(model))
+    assert plans[0] == plans[1]
+    assert "C" in plans[0]
+
+
 # EasyCache
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_easycache_predicts_nothing_from_a_step_that_was_not_finite(order: int) -> None:
+    model, bad = Toy(), [math.nan, *[1.0] * 9]
+    handle = model.blocks[2].register_forward_hook(lambda module, args, out: (out[0] * bad.pop(0), out[1]))
+    options = asked("easycache", Fn_compute_blocks=0, max_warmup_steps=3, residual_diff_threshold=0.9)
+    cache_dit.enable_cache(model.adapter(), options, TaylorSeerCalibratorConfig(taylorseer_order=order))
+    hidden, encoder = stream_inputs(model)
+    with torch.no_grad():
+        outputs = [model(hidden + 0.01 * step, encoder) for step in range(8)]
+    handle.remove()
+    assert [step for step, output in enumerate(outputs) if not output.isfinite().all()] == [0]
+    assert line(model)[-1] == "C"
 
 
 @pytest.mark.parametrize("name", [WAN, FLUX, SD3])

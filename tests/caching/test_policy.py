@@ -455,7 +455,7 @@ def test_a_policy_needs_a_lower_case_identifier(name: Any) -> None:
 def test_a_name_is_given_once_and_to_what_can_be_called() -> None:
     with pytest.raises(ConfigError, match="taken: dbcache, easycache, magcache, teacache"):
         register_policy(name="dbcache", factory=EveryThird)
-    with pytest.raises(ConfigError, match="something that can be called, e.g. register_policy"):
+    with pytest.raises(ConfigError, match=r"something that can be called, e\.g\. register_policy"):
         register_policy(name="nothing", factory=None)  # type: ignore[arg-type]
 
 
@@ -552,3 +552,9 @@ def test_a_million_random_steps_keep_their_limits() -> None:
     diffs = random.Random(0)
     assert "CCCC" not in run(policy, 1_000_000, lambda step: diffs.random() / 10)
     assert 0.5 < len(policy.cached_steps) / 1_000_000 < 0.75
+
+
+def test_a_factory_must_make_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(policy_module._factories, "junk", lambda config, **arguments: 1)
+    with pytest.raises(ConfigError, match="'junk': what its factory made=1 is not valid: expected a StepPolicy"):
+        make_policy(DBCacheConfig(policy="junk"))

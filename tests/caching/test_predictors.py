@@ -389,3 +389,9 @@ def test_a_factory_must_be_callable() -> None:
 def test_coordinates_are_known_ones(coordinates: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="expected some of 'step', 'timestep', 'sigma'"):
         register_predictor(name="mean", factory=lambda config: reuse, coordinates=coordinates)
+
+
+def test_a_factory_must_make_a_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(predictors._registry, "junk", (lambda config: 1, ("step",)))
+    with pytest.raises(ConfigError, match="'junk': what its factory made=1 is not valid: expected a Predictor"):
+        make_predictor(CalibratorConfig(enable_calibrator=True, calibrator_type="junk"))

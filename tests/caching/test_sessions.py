@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 import cache_dit
-from cache_dit import DBCacheConfig, SessionError, TaylorSeerCalibratorConfig
+from cache_dit import DBCacheConfig, DBPruneConfig, SessionError, TaylorSeerCalibratorConfig
 from cache_dit.caching.attach import state_of
+from cache_dit.caching.calls import CallReader
 from cache_dit.caching.lane import LanePass
 from tests.caching.toys import (
     OptionalToy,
@@ -638,3 +639,28 @@ def test_timesteps_that_turn_around_are_followed_after_a_few_steps() -> None:
     rising = [2.0 + step for step in range(12)]
     denoise(model, rising)
     assert "C" in line(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (dynamic(num_inference_steps=4), [True, True, True, True]),
+        (dynamic(num_inference_steps=4, residual_diff_threshold=1.0), [True, False, False, False]),
+        (static("FFCC", num_inference_steps=4), [False, False, False, False]),
+        (DBPruneConfig(Fn_compute_blocks=1, num_inference_steps=4, prune_decision="previous"), [True] + [False] * 3),
+    ],
+)
+def test_a_timestep_on_a_device_is_waited_for_only_where_a_step_may_wait_anyway(
+    monkeypatch: pytest.MonkeyPatch, config: DBCacheConfig, expected: list[bool]
+) -> None:
+    model = cached(config)
+    waited: list[bool] = []
+    read = CallReader.timestep
+
+    def timestep(self: CallReader, given: Any, *, waits: bool) -> float | None:
+        waited.append(waits)
+        return read(self, given, waits=waits)
+
+    monkeypatch.setattr(CallReader, "timestep", timestep)
+    denoise(model, loop(4))
+    assert waited == expected

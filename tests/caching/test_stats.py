@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cache_dit
-from cache_dit import CacheStats, ConfigError, DBCacheConfig, TaylorSeerCalibratorConfig
+from cache_dit import CacheStats, ConfigError, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 from cache_dit.caching import FakeDiffusionPipeline
 from cache_dit.caching.attach import state_of
 from cache_dit.caching.stats import quantile, report
@@ -366,3 +366,19 @@ def test_a_hit_in_one_branch_is_a_hit() -> None:
     assert stats.steps_line == {"cond": "FCCC", "uncond": "FFFF"}
     assert stats.reason is None
     assert stats.cfg_residual_diffs == {}
+
+
+def test_the_table_of_dbprune_counts_blocks() -> None:
+    stats = CacheStats(
+        cache_options={"cache_config": DBPruneConfig()},
+        cached_steps=[2, 3],
+        residual_diffs={"2": [0.1, 0.2], "3": [0.3]},
+        pruned_blocks=[0, 0, 2, 1],
+        actual_blocks=[4] * 4,
+        pruned_ratio=3 / 16,
+    )
+    text = report(stats, details=True)
+    assert "| Pruned Blocks | Diffs P00 |" in text
+    assert "| 3 | 0.100 |" in text
+    assert "pruned steps: [2, 3]" in text
+    assert "Cache Steps" not in text

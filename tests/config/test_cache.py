@@ -377,3 +377,9 @@ def test_options_decisions_and_masks_need_neither_torch_nor_yaml() -> None:
 
     root = cache_dit.__path__[0]
     assert subprocess.run([sys.executable, "-c", code, root], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [("0", 10, 2), (0, 10.0, 2), (0, 10, None)])
+def test_a_block_range_of_no_integers_is_refused(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigError, match="is not valid: expected an integer"):
+        block_range(*arguments)

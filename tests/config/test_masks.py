@@ -109,6 +109,8 @@ def test_bins_become_as_many_ones_and_zeros(compute: list[int], cache: list[int]
         ({}, "mask_policy='medium' needs total_steps"),
         ({"total_steps": 28, "mask_policy": "medum"}, "unknown key 'medum'; did you mean 'medium'?"),
         ({"total_steps": 2, "mask_policy": "x"}, "unknown key 'x'; known are fast, medium, none, slow, ultra"),
+        ({"total_steps": 2, "mask_policy": 3}, "unknown key '3'; known are fast, medium, none, slow, ultra"),
+        ({"compute_bins": 4, "cache_bins": [1]}, "compute_bins=4 is not valid: expected a list of lengths"),
         ({"compute_bins": [4], "total_steps": 8}, "only one of compute_bins and cache_bins was given"),
         ({"compute_bins": [4], "cache_bins": [-1]}, "an entry of cache_bins=-1 is not valid"),
         ({"compute_bins": [4], "cache_bins": [2], "total_steps": 8}, "at least 8 steps, not 6"),

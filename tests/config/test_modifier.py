@@ -267,3 +267,10 @@ def test_a_refresh_of_options_that_only_dbprune_has_needs_no_cache_type() -> Non
 def test_a_refresh_that_cannot_work_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         refresh_options(options)
+
+
+def test_an_option_that_is_no_keyword_is_named_with_its_place() -> None:
+    with pytest.raises(
+        ConfigError, match=r"enable_cache: cache_type .*: pass cache_config=DBCacheConfig\(cache_type=…\)"
+    ):
+        flat_options({"cache_type": "DBPrune"}, where="enable_cache")

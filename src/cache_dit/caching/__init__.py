@@ -22,6 +22,7 @@ from cache_dit.caching.cache_contexts import (
 )
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.calibration_run import calibrate
+from cache_dit.caching.inspection import Inspection, inspect
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.caching.pattern import ForwardPattern
 from cache_dit.caching.policy import register_policy
@@ -63,6 +64,7 @@ __all__ = [
     "FakeDiffusionPipeline",
     "FoCaCalibratorConfig",
     "ForwardPattern",
+    "Inspection",
     "ParamsModifier",
     "PatchFunctor",
     "PolicyCalibration",
@@ -77,6 +79,7 @@ __all__ = [
     "disable_cache",
     "enable_cache",
     "get_adapter",
+    "inspect",
     "load_cache_config",
     "load_configs",
     "load_options",

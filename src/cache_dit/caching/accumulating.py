@@ -69,7 +69,7 @@ class EasyCachePolicy(AccumulatingPolicy):
     """EasyCache (arXiv 2507.02860): the change of the transformer's own input tells, with a rate learned in the run.
 
     The engine measures a step's diff, k · ‖x_t − x_{t−1}‖₁ / ‖v‖₁, an estimate of the relative change of the output: x
-    is the transformer's input, v its last output, and k = ‖v_i − v_{i−1}‖₁ / ‖x_i − x_{i−1}‖₁ at the last computed
+    is the transformer's input, v its last output, and k = ‖v_i − v_j‖₁ / ‖x_i − x_j‖₁ at the last two computed
     step i. The diff is the cost.
     """
 

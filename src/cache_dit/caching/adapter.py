@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from cache_dit.caching.attach import state_of
-from cache_dit.caching.finding import BLOCK_PREFIXES, find_blocks, find_match_blocks, matches_pattern
+from cache_dit.caching.finding import (
+    BLOCK_PREFIXES,
+    find_blocks,
+    find_match_blocks,
+    matches_pattern,
+    pattern_by_signature,
+)
 from cache_dit.caching.nesting import as_list, flatten, listed_blocks, nested_depth, per_transformer, spread
 from cache_dit.caching.pattern import ENCODER, HIDDEN, JOINS, CallRules, ForwardPattern, Join
 from cache_dit.caching.targets import BlockList, ChainSpec, Target
@@ -39,14 +45,15 @@ class BlockAdapter:
     several, or several transformers. What is not nested is taken for all.
 
     Args:
-        pipe: the pipeline, or None for bare transformers.
+        pipe: the pipeline, or None for bare transformers. A module without a transformer in it is one itself.
         transformer: the transformer(s); ``pipe.transformer`` when None.
         blocks: the block list(s): ``ModuleList`` or any sequence of modules, in call order.
         blocks_name: their attribute names, for reports; found by identity when None.
         unique_blocks_name: names that tell lists of one name apart; filled in when empty.
         dummy_blocks_names: names of lists that ``blocks`` already contains (a merged list): for information only,
             since blocks are intercepted where they stand.
-        forward_pattern: the pattern(s) of the block lists.
+        forward_pattern: the pattern(s) of the block lists; ``auto`` can do without where the blocks' ``forward`` says
+            enough. ``cache_dit.inspect`` finds out.
         params_modifiers: options that differ from the common ones, one per chain of blocks, in order; chains without
             one keep the common ones. Nested, a list for each transformer: one alone in it is for all its chains.
         check_forward_pattern: whether names in the pattern must be arguments of the blocks' ``forward``; when None,
@@ -111,9 +118,18 @@ class BlockAdapter:
             raise ConfigError(f"join={self.join!r} is unknown: pass None or one of {', '.join(map(repr, JOINS))}")
         if self.transformer is None:
             self.transformer = getattr(self.pipe, "transformer", None)
+        if self.transformer is None and isinstance(self.pipe, torch.nn.Module):
+            self.pipe, self.transformer = None, self.pipe
         if self.pipe is None:
             self.pipe = FakeDiffusionPipeline(None if isinstance(self.transformer, list) else self.transformer)
+        for transformer in as_list(self.transformer):
+            if not isinstance(transformer, torch.nn.Module):
+                raise ConfigError(
+                    f"transformer={transformer!r} is no torch.nn.Module: pass the model, or a list of models"
+                )
         if self.patch_functor is not None:
+            if not callable(getattr(self.patch_functor, "apply", None)):
+                raise ConfigError(f"patch_functor={self.patch_functor!r} has no apply: pass a PatchFunctor, or None")
             for transformer in as_list(self.transformer):
                 self.patch_functor.apply(transformer)
         if self.auto:
@@ -126,8 +142,15 @@ class BlockAdapter:
             raise ConfigError(
                 "auto=True finds the blocks of one transformer: pass one, or describe the blocks yourself"
             )
-        if self.transformer is None or self.forward_pattern is None:
-            raise ConfigError("auto=True needs a pipe with a transformer (or a transformer) and a forward_pattern")
+        if self.transformer is None:
+            raise ConfigError("auto=True needs a pipe with a transformer, or a transformer")
+        if self.forward_pattern is None:
+            self.forward_pattern = pattern_by_signature(
+                self.transformer,
+                self.allow_prefixes if self.check_prefixes else None,
+                self.allow_suffixes if self.check_suffixes else None,
+                blocks_policy=self.blocks_policy,
+            )
         self.blocks, self.blocks_name = self.find_match_blocks(
             self.transformer,
             self.allow_prefixes,
@@ -288,7 +311,10 @@ class BlockAdapter:
 
     def _idle_modules(self, transformer: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
         for attribute, argument in self.idle.items():
-            found = transformer.get_submodule(attribute)
+            try:
+                found = transformer.get_submodule(attribute)
+            except AttributeError as error:
+                raise ConfigError(f"idle names {attribute!r}, which {type(transformer).__name__} has not") from error
             for module in found if isinstance(found, torch.nn.ModuleList) else [found]:
                 yield module, argument
 

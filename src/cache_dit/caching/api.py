@@ -44,7 +44,7 @@ def enable_cache(
 
     Args:
         pipe_or_adapter: a diffusers pipeline, a ``BlockAdapter``, or a transformer.
-        cache_config: when to compute; ``DBCacheConfig()`` when None.
+        cache_config: when to compute; ``DBCacheConfig()`` when None, with Fn such that blocks are left to skip.
         calibrator_config: how skipped steps are predicted; by reuse of the last computed step when None.
         params_modifiers: options that differ from these, one per chain of blocks, in order.
         parallelism_config: parallelism is not in this version: None, or a ``ParallelismConfig`` that spreads nothing.
@@ -66,16 +66,25 @@ def enable_cache(
             "cache_dit: parallelism_config is given and no cache_config: nothing is cached, nothing is spread"
         )
         return pipe_or_adapter
-    cache_config = DBCacheConfig() if cache_config is None else cache_config
     calibrator_config = flat_calibrator or calibrator_config
     check_classes(cache_config, calibrator_config)
-    cache_config = overlay(cache_config, options, complete=True)
     adapter = _described(pipe_or_adapter)
+    cache_config = overlay(_default(adapter) if cache_config is None else cache_config, options, complete=True)
     if cache_config.cache_type is CacheType.NONE:
         disable_cache(pipe_or_adapter)
         return pipe_or_adapter
     _enable(adapter, cache_config, calibrator_config, params_modifiers)
     return pipe_or_adapter
+
+
+def _default(adapter: BlockAdapter) -> DBCacheConfig:
+    """The configuration of who asks for none: the default one, with fewer F blocks where a chain has not as many."""
+    config = DBCacheConfig()
+    most = min(spec.most_front for target in adapter.targets() for spec in target.chains)
+    if most < config.Fn_compute_blocks:
+        config.update(Fn_compute_blocks=max(most, 1))
+        logger.info("cache_dit: few blocks: Fn_compute_blocks is %d, so that some can be skipped", max(most, 1))
+    return config
 
 
 def _refuse_parallelism(config: Any) -> None:
@@ -105,8 +114,9 @@ def _described(pipe_or_adapter: Any) -> BlockAdapter:
 
         raise UnsupportedModelError(
             refusal_of(pipe_or_adapter)
-            or f"there is no record of {type(pipe_or_adapter).__name__}: describe its blocks with a BlockAdapter, "
-            f"or see cache_dit.supported_pipelines()"
+            or f"there is no record of {type(pipe_or_adapter).__name__}: call cache_dit.inspect(transformer, *args, "
+            f"**kwargs) with its forward's arguments, which shows the BlockAdapter(...) to pass instead. "
+            f"cache_dit.supported_pipelines() lists the models with a record"
         )
     return adapter
 
@@ -189,7 +199,13 @@ def _pipeline_state(
 
 
 def _components(holder: Any) -> Mapping[str, Any]:
-    """What a pipeline, or an object that somebody uses as one, holds."""
+    """What a pipeline, or an object that somebody uses as one, holds; None holds nothing.
+
+    Raises:
+        ConfigError: if it is a list, a string or the like.
+    """
+    if holder is not None and not hasattr(holder, "__dict__"):
+        raise ConfigError(f"a {type(holder).__name__} was passed: pass a pipeline, a transformer or a BlockAdapter")
     return getattr(holder, "components", None) or getattr(holder, "__dict__", {})
 
 
@@ -330,7 +346,8 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
     """
     state = state_of(transformer)
     if not isinstance(state, TransformerState):
-        logger.warning("cache_dit: no cache is on this %s: nothing to refresh", type(transformer).__name__)
+        hint = "; pass the transformer in it" if isinstance(state, PipelineState) else ""
+        logger.warning("cache_dit: no cache is on this %s: nothing to refresh%s", type(transformer).__name__, hint)
         return
     verbose = force_refresh_kwargs.pop("verbose", False)
     changes, calibrator = refresh_options(force_refresh_kwargs)

@@ -16,6 +16,17 @@ from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import effective
 from cache_dit.errors import ConfigError
 
+#: Options that are read from the first chain of a transformer.
+_OF_THE_WHOLE = (
+    "num_inference_steps",
+    "enable_separate_cfg",
+    "cfg_compute_first",
+    "force_refresh_step_hint",
+    "force_refresh_step_policy",
+    "conditioning_diff_threshold",
+    "max_sessions",
+)
+
 
 def build_state(
     target: Target,
@@ -37,6 +48,8 @@ def build_state(
         options = ChainOptions(*effective(cache_config, calibrator_config, spec.modifier))
         chains.append((build_chain(spec, type(target.transformer).__name__), options))
     _refuse_repeated(chain for chain, _ in chains)
+    for spec, (_, options) in zip(target.chains[1:], chains[1:], strict=True):
+        _refuse_differing(spec, options, chains[0][1])
     module = getattr(target.transformer, "_orig_mod", target.transformer)
     state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
     state.configure(state.options)
@@ -71,6 +84,20 @@ def build_chain(spec: ChainSpec, owner: str) -> Chain:
     for index, block in spec.ordered():
         chain.add(block, index, block_io(block, spec.lists[index], strict=spec.strict))
     return chain
+
+
+def _refuse_differing(spec: ChainSpec, options: ChainOptions, first: ChainOptions) -> None:
+    """Raise ``ConfigError`` where a modifier says something for a chain that concerns the transformer as a whole."""
+    own = spec.modifier.cache_config.given() if spec.modifier and spec.modifier.cache_config else {}
+    usual = type(options.cache)()
+    for name in _OF_THE_WHOLE:
+        if own.get(name, getattr(usual, name)) != getattr(usual, name) and getattr(options.cache, name) != getattr(
+            first.cache, name
+        ):
+            raise ConfigError(
+                f"{name} concerns the transformer as a whole and cannot differ for {spec.name}: give it to "
+                f"enable_cache, or to the modifier of its first chain"
+            )
 
 
 def _refuse_repeated(chains: Iterable[Chain]) -> None:

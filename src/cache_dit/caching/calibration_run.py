@@ -19,7 +19,7 @@ from cache_dit.caching.measure import first_tensor, read_back, relative_l1_sums
 from cache_dit.caching.observe import ObserverRole, observed_module
 from cache_dit.caching.session import Session, current_request
 from cache_dit.caching.transformer import TransformerState
-from cache_dit.config.base import check_choice, check_integer
+from cache_dit.config.base import bad_value, check_choice, check_integer
 from cache_dit.config.cache import DBCacheConfig
 from cache_dit.errors import ConfigError
 
@@ -125,6 +125,8 @@ def calibrate(
     """
     check_choice("policy", policy, choices=("magcache", "teacache"))
     check_integer("degree", degree, minimum=0)
+    if not callable(run):
+        raise bad_value("run", run, "a function that makes one run, e.g. lambda: pipe(prompt, num_inference_steps=28)")
     found = cached_transformers(pipe_or_transformer)
     if not found:
         enable_cache(pipe_or_transformer, DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))

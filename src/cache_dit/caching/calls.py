@@ -31,6 +31,7 @@ class CallReader:
         self._names = argument_names(forward)
         self._latent = next((name for name in (*_LATENT_NAMES, *self._names[:1]) if name in self._names), "")
         self._timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), "")
+        self._own_timestep = rules.timestep
         #: The arguments that may make another branch, each with its default, as it would be said.
         self._branching = {
             name: repr(parameters[name].default) if name in parameters else None for name in rules.branch_arguments
@@ -61,7 +62,7 @@ class CallReader:
 
     def timestep(self, given: Mapping[str, Any], *, waits: bool) -> float | None:
         """A call's timestep, or None where it is unknown, or on another device and nobody wants to wait for it."""
-        value = given.get(self._timestep)
+        value = given.get(self._timestep) if self._own_timestep is None else self._own_timestep(given)
         if not isinstance(value, torch.Tensor):
             return float(value) if isinstance(value, (int, float)) else None
         if value.numel() == 0 or value.is_meta or (value.device.type != "cpu" and not waits):

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from cache_dit.caching.history import alike
+
 #: How many values of a tensor are compared at most.
 SAMPLE = 4096
 
@@ -154,11 +156,22 @@ class Conditions:
             return None
         return torch.stack([distance.to(distances[0].device) for distance in distances]).amax(0)
 
-    def computed(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep samples of a computed step, of what identity does not tell."""
+    def computed(self, tensors: Mapping[str, torch.Tensor], rows: Sequence[int] | None = None, batch: int = 1) -> None:
+        """Keep samples of a computed step, of what identity does not tell.
+
+        Args:
+            tensors: those of this call.
+            rows: the samples of the batch that computed; None: all.
+            batch: the number of samples; tensors of another length belong to all of them, and are kept.
+        """
         self._take_samples(tensors)
         for path, seen in (self._seen or {}).items():
-            seen.sample = self._samples.get(path)
+            now, before = self._samples.get(path), seen.sample
+            partly = rows is not None and now is not None and now.shape[:1] == (batch,)
+            if partly and now is not None and alike(before, now) and before is not None:
+                places = torch.tensor(rows, device=now.device)
+                now = before.index_copy(0, places, now[places])
+            seen.sample = now
         self._samples = {}
 
     def _take_samples(self, tensors: Mapping[str, torch.Tensor]) -> None:

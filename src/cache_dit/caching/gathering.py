@@ -43,8 +43,9 @@ class Gathering:
         Raises:
             UnclearError: if something could be of single samples and need not be: a tensor of the batch's length where
                 the streams have that length along another dimension too (as a table of positions has), rows of the
-                streams' width that are neither samples nor tokens (as modulations of two times are), a list of the
-                batch's length, an object that could hold anything; or a key-value cache, which a block may write into.
+                streams' width that are neither samples nor tokens (as modulations of two times are), a mask for each
+                head of each sample, a list of the batch's length, an object that could hold anything; or a key-value
+                cache, which a block may write into.
         """
         if isinstance(value, torch.Tensor):
             return self._part_of_tensor(value, streams)
@@ -70,7 +71,9 @@ class Gathering:
         lengths = {length for shape in shapes for length in shape[1:-1]} | {sum(sum(shape[1:2]) for shape in shapes)}
         if tensor.shape[0] != self.batch:
             wide = any(tensor.shape[-1] % shape[-1] == 0 for shape in shapes)
-            if tensor.dim() == 2 and wide and tensor.shape[0] not in {0, 1, *lengths}:
+            per_head = tensor.shape[0] % self.batch == 0 and tensor.shape[-1] in lengths
+            unclear = wide if tensor.dim() == 2 else tensor.dim() > 2 and per_head
+            if unclear and tensor.shape[0] not in {0, 1, *lengths}:
                 raise UnclearError(f"a tensor of shape {tuple(tensor.shape)}")
             return tensor
         if self.batch in lengths and tensor.shape not in shapes:

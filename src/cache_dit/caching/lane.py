@@ -109,6 +109,11 @@ class BaseLane:
         """Begin anew at a step: warm-up and mask count from it, and nothing from before it is used."""
         raise NotImplementedError
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step may wait for what was measured in it."""
+        return any(policy.measures for policy in self.policies().values())
+
     def policies(self) -> dict[str, Any]:
         """The policies, by what tells them apart within the lane: nothing, or the number of a sample."""
         raise NotImplementedError
@@ -207,12 +212,18 @@ class Lane(BaseLane):
         action = Action.COMPUTE if compute else self.policy.decide(call.step)
         if action is Action.SKIP and self._judged(call):
             action = Action.MEASURE
+        if self.transformation is not None and self._judged(call):
+            self.chain.say_once(
+                "cache_dit: policy=%r compares no blocks: a replaced similarity is not asked", self.options.cache.policy
+            )
         diff: float | None = None
         why = compute
         if action is Action.MEASURE and (shared is not None or self.transformation is not None):
             reading = self._known(call, shared)
             diff = None if reading is None else reading.diffs[0]
             accepted = diff is not None and self.policy.accept(diff)
+            if shared is None and diff is not None and not math.isfinite(diff):
+                self.forget()  # as in ``LanePass.decide``
             why = "not_measured" if reading is None else None
             if reading is not None and reading.jumped(self.options.cache.conditioning_diff_threshold):
                 accepted, why = False, "conditioning"
@@ -246,6 +257,8 @@ class Lane(BaseLane):
         increment = None if self.transformation is None else self.transformation.increment(call.latent)
         if increment is None:
             return None
+        if (health := self.past.health()) is not None:
+            increment = increment + 0 * health.to(increment)
         numbers = read_numbers((increment, *beside), call.group)
         return Reading(numbers[:1], numbers[1:])
 

@@ -123,7 +123,8 @@ def _sums(
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Half precision as float32, and so are integers, such as the latent of a model of discrete tokens."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) or tensor.is_complex() else tensor.float()
 
 
 def relative_l1_sums(

@@ -35,10 +35,18 @@ def _is_container(value: Any) -> bool:
 
 
 def listed_blocks(blocks: Any) -> Any:
-    """Plain lists of blocks become one ModuleList-like scalar each; nested lists of block lists stay."""
+    """Plain lists of blocks become one ModuleList-like scalar each; nested lists of block lists stay.
+
+    Raises:
+        ConfigError: if there is something that holds no blocks.
+    """
     if isinstance(blocks, torch.nn.ModuleDict):
         return torch.nn.ModuleList(blocks.values())
     if not isinstance(blocks, (list, tuple)):
+        if isinstance(blocks, str) or not hasattr(blocks, "__iter__"):
+            raise ConfigError(
+                f"blocks holds a {type(blocks).__name__}, not a list of blocks: pass e.g. transformer.blocks"
+            )
         return blocks
     if blocks and all(isinstance(item, torch.nn.Module) and not _is_container(item) for item in blocks):
         return torch.nn.ModuleList(blocks)

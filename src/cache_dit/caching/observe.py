@@ -7,7 +7,8 @@ from typing import Any
 from cache_dit.caching.chain import Chain
 from cache_dit.caching.options import ChainOptions
 from cache_dit.caching.pattern import argument_names
-from cache_dit.caching.policy import Probe
+from cache_dit.caching.policy import Probe, make_policy
+from cache_dit.config.prune import DBPruneConfig
 from cache_dit.errors import ConfigError
 
 _NAMES = ("attn1", "attn", "self_attn", "attention", "self_attention")
@@ -29,7 +30,7 @@ class ObserverRole:
 
 def observes(options: ChainOptions) -> bool:
     """Whether decisions by these options look at the modulated input."""
-    return options.cache.policy == "teacache" and not options.cache.is_static
+    return not isinstance(options.cache, DBPruneConfig) and make_policy(options.cache).probe is Probe.MODULATED
 
 
 def observed_module(chain: Chain) -> Any:
@@ -47,6 +48,6 @@ def observed_module(chain: Chain) -> Any:
         if module is not block and "attention" in type(module).__name__.lower():
             return module
     raise ConfigError(
-        f"policy='teacache' looks at the attention's input in the first block of {chain.name}, and "
+        f"a policy like 'teacache' looks at the attention's input in the first block of {chain.name}, and "
         f"{type(block).__name__} has no attention that can be recognised: pass policy='dbcache'"
     )

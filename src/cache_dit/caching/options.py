@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from cache_dit.caching.accumulating import AccumulatingPolicy
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.chain import Chain
 from cache_dit.caching.history import History
-from cache_dit.caching.policy import make_policy
+from cache_dit.caching.policy import Probe, make_policy
 from cache_dit.caching.predictors import Predictor, make_predictor
 from cache_dit.config.base import bad_value
-from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.cache import BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.extra import ExtraCacheConfig
 from cache_dit.config.modifier import ParamsModifier, effective, overlay
@@ -95,24 +96,33 @@ def checked(options: ChainOptions, chain: Chain, model_class: str | None = None)
         model_class: the transformer's class name.
 
     Raises:
-        ConfigError: if Fn or Bn exceed the number of blocks, a name is unknown, there is no such device, a calibration
-            is missing or was made for something else, or a decision by sample cannot be made.
+        ConfigError: if it is no cache at all, Fn or Bn exceed the number of blocks, a name is unknown, there is no
+            such device, a calibration is missing or was made for something else, or a decision by sample cannot be
+            made.
     """
     options.predictors()
     cache = options.cache
+    if cache.cache_type is CacheType.NONE:
+        raise ConfigError(
+            f"cache_type=NONE is no cache for {chain.name}: call disable_cache on the model, or, where only this chain "
+            "of several shall not be cached, pass residual_diff_threshold=0 for it"
+        )
     _check_device(cache.cache_device)
     chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
     if cache.policy_calibration is not None:
         cache.policy_calibration = PolicyCalibration.of(cache.policy_calibration)  # read once, and now
         cache.policy_calibration.check(model_class=model_class)
-    if not isinstance(cache, DBPruneConfig):
-        make_policy(cache)
+    policy = None if isinstance(cache, DBPruneConfig) else make_policy(cache)
+    if cache.policy_calibration is not None and cache.policy in ("dbcache", "easycache"):
+        chain.say_once("cache_dit: policy_calibration has no effect: it is for policy='teacache' or 'magcache'")
     if cache.decision == "mean":
         return options
+    joins = cache.decision != "sample"
     for unfit, why in (
         (chain.rounds > 1, f"{chain.name} rearranges the samples"),
-        (cache.policy == "easycache", "policy='easycache' measures a whole batch"),
-        (isinstance(cache, DBPruneConfig), "DBPrune decides for a whole batch"),
+        (policy is None, "DBPrune decides for a whole batch"),
+        (policy is not None and type(policy).probe is Probe.LATENT, f"policy={cache.policy!r} measures a whole batch"),
+        (joins and isinstance(policy, AccumulatingPolicy), f"policy={cache.policy!r} adds up what it is given"),
     ):
         if unfit:
             raise ConfigError(f"decision={cache.decision!r} needs a diff for each sample, and {why}: pass 'mean'")

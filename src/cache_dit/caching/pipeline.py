@@ -69,8 +69,9 @@ def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: M
         schedule = bound.arguments.get(name)
         if schedule is not None and hasattr(schedule, "__len__"):
             return len(schedule)
-    steps = bound.arguments.get("num_inference_steps")
-    return steps if isinstance(steps, int) and steps > 0 else None
+    # a pipeline that has both denoises with a U-Net after its prior, and the prior is what can be cached
+    numbers = (bound.arguments.get(f"{part}num_inference_steps") for part in ("prior_", ""))
+    return next((steps for steps in numbers if isinstance(steps, int) and steps > 0), None)
 
 
 def cached_pipeline(base: Any, metaclass: Any) -> type:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cache_dit.caching.accumulating import EasyCachePolicy, MagCachePolicy, TeaCachePolicy
 from cache_dit.caching.step_policy import Action, Probe, StepPolicy, StepRecord, StepRules, warmup_steps
-from cache_dit.config.base import as_number, check_registration, unknown_key
+from cache_dit.config.base import as_number, bad_value, check_registration, unknown_key
 from cache_dit.config.cache import BasicCacheConfig
 
 __all__ = [
@@ -86,7 +86,10 @@ def make_policy(config: BasicCacheConfig, **arguments: Any) -> StepPolicy:
     """
     if config.policy not in _factories:
         raise unknown_key(config.policy, _factories, where="policy")
-    return _factories[config.policy](config, **arguments)
+    made = _factories[config.policy](config, **arguments)
+    if not isinstance(made, StepPolicy):
+        raise bad_value(f"policy={config.policy!r}: what its factory made", made, "a StepPolicy")
+    return made
 
 
 register_policy(name="dbcache", factory=DBCachePolicy)

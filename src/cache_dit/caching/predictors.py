@@ -315,7 +315,10 @@ def make_predictor(config: CalibratorConfig | None, *, encoder: bool = False) ->
     if coordinate not in coordinates:
         expected = f"{' or '.join(map(repr, coordinates))}: the calibrator {name!r} is not defined in others"
         raise bad_value("coordinate", coordinate, expected)
-    return factory(config)
+    made = factory(config)
+    if not isinstance(made, Predictor):
+        raise bad_value(f"calibrator_type={name!r}: what its factory made", made, "a Predictor")
+    return made
 
 
 def _factory(make: Callable[..., Predictor], *keys: str) -> PredictorFactory:

@@ -14,7 +14,7 @@ import torch
 
 from cache_dit.caching.chain import Chain, Layout, Zone
 from cache_dit.caching.lane import BaseLane, Call, Pass
-from cache_dit.caching.measure import Travelling, exceeds
+from cache_dit.caching.measure import Travelling, exceeds, read_numbers
 from cache_dit.caching.options import ChainOptions
 from cache_dit.caching.past import Past
 from cache_dit.caching.policy import Action
@@ -68,6 +68,10 @@ class PruneLane(BaseLane):
         if action is Action.MEASURE and self.lags and not self.judged(call):
             chosen, why = self._chosen(call.step)
         known = {} if shared is None else {place: diff for place, diff in enumerate(shared) if math.isfinite(diff)}
+        if action is Action.MEASURE and known and call.jump is not None:  # no diff is read, which it could go with
+            jump = call.jump()
+            if jump is not None and self.jumps(read_numbers([jump], call.group)[0]):
+                action, why = Action.COMPUTE, "conditioning"
         return PrunePass(self, call, action, chosen=chosen, known=known, why=why)
 
     @property
@@ -75,6 +79,11 @@ class PruneLane(BaseLane):
         """Whether steps are decided by the diffs of the step before."""
         cache: Any = self.options.cache
         return self.policy.measures and cache.prune_decision == "previous"
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step may wait for what was measured in it."""
+        return self.policy.measures and not self.lags
 
     def judged(self, call: Call) -> bool:
         """Whether a replaced ``similarity`` decides: also where the policy alone would not measure."""

@@ -189,17 +189,17 @@ class PrunePolicy(StepRules):
     @property
     def pruned_steps(self) -> list[int]:
         """The steps in which a block was skipped, in order."""
-        return self.cached_steps
+        return [record.step for record in self.records if record.pruned]
 
     @property
     def pruned_blocks(self) -> list[int]:
-        """For each step that was run, how many blocks were skipped."""
-        return [record.pruned for record in self.records]
+        """For each step that was decided block by block, how many blocks were skipped."""
+        return [record.pruned for record in self.records if record.blocks]
 
     @property
     def actual_blocks(self) -> list[int]:
-        """For each step that was run, how many blocks there are."""
-        return [record.blocks for record in self.records]
+        """For each step that was decided block by block, how many blocks there are."""
+        return [record.blocks for record in self.records if record.blocks]
 
     @property
     def pruned_ratio(self) -> float:

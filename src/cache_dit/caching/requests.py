@@ -191,7 +191,7 @@ class Requests:
             chain, one = self.chains[index][0], options[index]
             if type(lane) is not lane_class(one):
                 lane.free()
-                session.replaced[key] = next((policy.records for policy in lane.policies().values()), [])
+                session.replaced[key] = lane
                 del session.lanes[key]
                 continue
             layout, lane.refused = layout_now(chain, one, last=index == len(self.chains) - 1)
@@ -216,7 +216,8 @@ class Requests:
         limit = session.num_inference_steps if session.counts_down else None
         # In a pipeline's call the first timestep may last: where frames are denoised in turn, others wait for theirs.
         lasts = not session.counts_down and session.clock.at_unmoved_start(timestep)
-        if not lasts and session.clock.begins_request(branch, timestep, limit):
+        again = session.goes_back(getattr(request.scheduler, "step_index", None)) and timestep is None
+        if again or (not lasts and session.clock.begins_request(branch, timestep, limit)):
             self._learn_direction(session)
             self.close(request.key, session)
             session = self._entered(request)
@@ -281,13 +282,14 @@ class Requests:
         return session.clock.parity_branch(timestep, cfg_first=cfg_first)
 
     def _depends_on_timestep(self, session: Session) -> bool:
-        """Whether a timestep is worth waiting for: not under a static plan whose steps can be told apart without it."""
-        if "timestep" in session.coordinates or not session.options[0].cache.is_static:
+        """Whether a timestep is worth waiting for: not where nothing else is, nor where names tell steps apart."""
+        if "timestep" in session.coordinates:
             return True
         if session.counts_down:
-            return session.num_inference_steps is None
-        unnamed = self.branch.get() is None and not session.named
-        return unnamed and (self._separate_cfg(session) or session.turns or session.clock.step < 1)
+            return session.waits or session.num_inference_steps is None
+        if self.branch.get() is not None or session.named:
+            return False
+        return session.waits or self._separate_cfg(session) or session.turns or session.clock.step < 1
 
     def _separate_cfg(self, session: Session) -> bool:
         """Whether unnamed calls take turns in this request."""
@@ -311,8 +313,11 @@ class Requests:
 
     def explain(self, session: Session) -> None:
         """One line of log that says why, when a request had the cache on and nothing was skipped."""
+        if session.explained or self.observer is not None:
+            return
         reason = no_hit_reason(session, session.lanes.values())
-        if reason is not None and self.observer is None:
+        if reason is not None:
+            session.explained = True
             logger.warning("cache_dit: the cache was on and no step was cached: %s", reason)
 
     def maker_of_policies(

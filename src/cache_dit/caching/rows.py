@@ -16,7 +16,7 @@ import torch
 from cache_dit.caching.chain import BlockRole, Chain, Layout, untraced
 from cache_dit.caching.gathering import Gathering, UnclearError, places
 from cache_dit.caching.lane import BaseLane, Call, Pass
-from cache_dit.caching.measure import Reading, exceeds, read_relative_l1
+from cache_dit.caching.measure import Reading, exceeds, read_numbers, read_relative_l1
 from cache_dit.caching.options import ChainOptions
 from cache_dit.caching.past import Past
 from cache_dit.caching.policy import Action, StepPolicy
@@ -167,10 +167,12 @@ class RowsLane(BaseLane):
             self.chain.say_once("cache_dit: a replaced similarity judges a whole batch: decision='sample' asks none")
         reasons: list[str | None] = [compute] * call.batch
         actions = [Action.COMPUTE if compute else sample.policy.decide(call.step) for sample in self.samples]
+        jumped = self._jumped(call) if shared is not None and Action.MEASURE in actions else frozenset()
         for place, sample in enumerate(self.samples):
             if actions[place] is Action.MEASURE and shared is not None and len(shared) == call.batch:
                 accepted = sample.policy.accept(shared[place])
-                actions[place] = Action.SKIP if accepted else Action.COMPUTE
+                reasons[place] = "conditioning" if place in jumped else None
+                actions[place] = Action.SKIP if accepted and place not in jumped else Action.COMPUTE
             if actions[place] is not Action.COMPUTE and len(sample.past) == 0:
                 actions[place], reasons[place] = Action.COMPUTE, "no_snapshot"
         first = self.samples[0].policy
@@ -203,6 +205,15 @@ class RowsLane(BaseLane):
         made = [self.make(records=policy.records, **origin) for policy in before[:batch]]
         made += [self.make(**origin) for _ in range(batch - len(made))]
         self.samples = [Sample(self.options, policy) for policy in made]
+
+    def _jumped(self, call: Call) -> frozenset[int]:
+        """The samples whose conditioning has changed too much, where no diff is read that this could go with."""
+        jumps = None if call.jump is None else call.jump(call.batch)
+        if jumps is None:
+            return frozenset()
+        threshold = self.options.cache.conditioning_diff_threshold
+        read = enumerate(read_numbers(list(jumps), call.group))
+        return frozenset(place for place, jump in read if exceeds(jump, threshold))
 
     def policies(self) -> dict[str, StepPolicy]:
         """The samples' policies, by number."""

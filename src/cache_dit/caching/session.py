@@ -19,8 +19,7 @@ from cache_dit.caching.clock import StepClock
 from cache_dit.caching.conditions import Conditions
 from cache_dit.caching.lane import BaseLane
 from cache_dit.caching.options import ChainOptions
-from cache_dit.caching.step_policy import StepRecord
-from cache_dit.config.base import check_flag, joined, laid_over
+from cache_dit.config.base import check_flag, check_integer, joined, laid_over
 from cache_dit.config.cache import BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import refresh_options
@@ -66,13 +65,15 @@ class Session:
         self.lanes: dict[tuple[Hashable, int, int], BaseLane] = {}  # (branch, pass, chain) -> lane
         self.conditions: dict[Hashable, Conditions] = {}  # by branch
         #: What was done by lanes that made way for ones of another kind.
-        self.replaced: dict[tuple[Hashable, int, int], list[StepRecord]] = {}
+        self.replaced: dict[tuple[Hashable, int, int], BaseLane] = {}
         self.peak_bytes = 0
         self.bytes_by_device: dict[str, int] = {}  # of snapshots, at that peak
         self.note: str | None = None
+        self.explained = False  # whether the log has said why nothing was cached
         self.refreshed = 0  # the step at which a hint last let it begin anew
         self._diffs: dict[Chain, list[float]] = {}  # the diffs measured first in this step
         self._diffs_step = -1
+        self._index = 0  # of the scheduler's step
         self._first_timestep: float | None = None
 
     def lane(self, branch: Hashable, index: int, chain: int, make: Callable[[], BaseLane]) -> BaseLane:
@@ -110,6 +111,22 @@ class Session:
         """Whether its last step was begun, and it keeps nothing beyond it."""
         steps = self.num_inference_steps
         return self.counts_down and not self.keep and steps is not None and self.clock.step >= steps - 1
+
+    def goes_back(self, index: int | None) -> bool:
+        """Whether the scheduler is at an earlier step than at the call before: another loop in one pipeline's call.
+
+        Args:
+            index: its ``step_index``; None: before its first step, or unknown.
+        """
+        before, self._index = self._index, index or 0
+        return self._index < before
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step may wait for the device anyway, since it is measured."""
+        if not self.lanes:
+            return not all(one.cache.is_static for one in self.options)
+        return any(lane.waits for lane in self.lanes.values())
 
     def refreshes(self, step: int) -> bool:
         """Whether the request is to begin anew at a step: its options name it, and it was not done yet."""
@@ -269,6 +286,8 @@ class Request:
             ConfigError: if an option is unknown or wrong; nothing has changed then. What does not fit the model is
                 found at the next step: that call raises, and the request goes on with the options of its last one.
         """
+        if "max_sessions" in options:
+            raise ConfigError("update: max_sessions is the transformer's: pass it to enable_cache or refresh_context")
         given = {"cache_config": cache_config, "calibrator_config": calibrator_config, **options}
         changes, calibrator = refresh_options(given, where="update")
         if changes.get("cache_type") is CacheType.NONE:
@@ -351,6 +370,7 @@ def session(name: Hashable, *, num_inference_steps: int | None = None, keep: boo
 
     Raises:
         SessionError: if ``name`` is None or not hashable.
+        ConfigError: if ``num_inference_steps`` is no number of steps, or ``keep`` no flag.
 
     Example:
         >>> handle = cache_dit.session("request-7", num_inference_steps=28)
@@ -364,4 +384,7 @@ def session(name: Hashable, *, num_inference_steps: int | None = None, keep: boo
         raise SessionError(f"a session's name must be hashable, got {type(name).__name__}: pass a string") from error
     if name is None:
         raise SessionError("a session needs a name: pass a string, such as the request's id")
+    if num_inference_steps is not None:
+        check_integer("num_inference_steps", num_inference_steps, minimum=1)
+    check_flag("keep", keep)
     return Request(("session", name), num_inference_steps, keep=keep)

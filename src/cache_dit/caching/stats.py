@@ -166,26 +166,28 @@ def report(stats: CacheStats, *, details: bool = False) -> str:
         )
     for label, prefix in (("", ""), ("CFG ", "cfg_")):
         steps, diffs, ratio = (getattr(stats, prefix + of) for of in ("cached_steps", "residual_diffs", "pruned_ratio"))
-        lines += _diff_table(label, steps, diffs, details=details)
+        pruned, actual = (sum(getattr(stats, prefix + of)) for of in ("pruned_blocks", "actual_blocks"))
+        lines += _diff_table(label, steps, diffs, pruned=None if ratio is None else pruned, details=details)
         if ratio is not None:
-            pruned, actual = (sum(getattr(stats, prefix + of)) for of in ("pruned_blocks", "actual_blocks"))
             lines.append(f"  {label}blocks pruned: {pruned} of {actual} ({ratio:.1%})")
     if stats.reason:
         lines.append(f"  no step was cached: {stats.reason}")
     return "\n".join(lines)
 
 
-def _diff_table(label: str, steps: list[int], diffs: dict[str, Any], *, details: bool) -> list[str]:
+def _diff_table(label: str, steps: list[int], diffs: dict[str, Any], *, pruned: int | None, details: bool) -> list[str]:
+    """The quantiles of a branch's diffs; ``pruned`` is the number of pruned blocks, of DBPrune."""
     by_step = {step: diff if isinstance(diff, list) else [diff] for step, diff in diffs.items()}
     values = sorted(diff for found in by_step.values() for diff in found if math.isfinite(diff))
     if not values:
         return []
-    heads = [f"{label}Cache Steps", *(f"Diffs P{q:02d}" for q in _QUANTILES), "Diffs Min", "Diffs Max"]
-    cells = [str(len(steps)), *(f"{quantile(values, q / 100):.3f}" for q in _QUANTILES)]
+    head, count = ("Cache Steps", len(steps)) if pruned is None else ("Pruned Blocks", pruned)
+    heads = [f"{label}{head}", *(f"Diffs P{q:02d}" for q in _QUANTILES), "Diffs Min", "Diffs Max"]
+    cells = [str(count), *(f"{quantile(values, q / 100):.3f}" for q in _QUANTILES)]
     cells += [f"{values[0]:.3f}", f"{values[-1]:.3f}"]
     table = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells)]
     if details:
-        table.append(f"{label}cached steps: {steps}")
+        table.append(f"{label}{'cached' if pruned is None else 'pruned'} steps: {steps}")
         told = (f"{step}: " + " ".join(f"{diff:.4f}" for diff in found) for step, found in by_step.items())
         table.append(f"{label}diffs: " + ", ".join(told))
     return table

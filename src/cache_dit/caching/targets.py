@@ -47,6 +47,12 @@ class ChainSpec:
         return [(index, block) for blocks in rounds for index, block in enumerate(blocks)]
 
     @property
+    def most_front(self) -> int:
+        """The largest Fn that leaves blocks to skip."""
+        rounds = len(self.lists) if self.interleave else 1
+        return (sum(len(listed.blocks) for listed in self.lists) - rounds) // rounds
+
+    @property
     def name(self) -> str:
         """The names of its lists."""
         return "+".join(blocks.name for blocks in self.lists)

@@ -16,6 +16,7 @@ from cache_dit.caching.conditions import Conditions
 from cache_dit.caching.lane import BaseLane, Call, Judge, Pass
 from cache_dit.caching.opening import lane_class, layout_now
 from cache_dit.caching.requests import Place, Requests
+from cache_dit.caching.rows import RowsRun
 from cache_dit.caching.run import Run
 from cache_dit.caching.session import Request, Session, current_request, thread_request
 from cache_dit.caching.shards import call_key, parallel_group
@@ -127,7 +128,8 @@ class TransformerState(Requests):
         chain, _ = self.chains[index]
         session, call = forward.session, forward.call
         lane = session.lane(forward.branch, passed, index, lambda: self._open_lane(forward, index, passed))
-        shared = None if lane.options.cache.cfg_diff_compute_separate else session.shared_diffs(chain, call.step)
+        apart = lane.options.cache.cfg_diff_compute_separate or call.judge is not None  # it is asked for each branch
+        shared = None if apart else session.shared_diffs(chain, call.step)
         started = lane.start(call, shared)
         started.run.next_pass = functools.partial(self._next_pass, forward, index, passed + 1)
         forward.passes.append(started)
@@ -139,9 +141,12 @@ class TransformerState(Requests):
         options = forward.session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
         make = self.maker_of_policies(forward.session, forward.request, options, forward.branch)
-        if records := forward.session.replaced.pop((forward.branch, passed, index), None):
-            make = functools.partial(make, records=records)
+        before = forward.session.replaced.pop((forward.branch, passed, index), None)
+        if before is not None:
+            make = functools.partial(make, records=next((known.records for known in before.policies().values()), []))
         lane: BaseLane = lane_class(options)(chain, layout, options, make)
+        if before is not None:
+            lane.executed, lane.possible = before.executed, before.possible
         lane.refused = refused
         return lane
 
@@ -170,7 +175,8 @@ class TransformerState(Requests):
                 session.share_diffs(started.lane.chain, call.step, started.diffs)
         samples = call.jump is not None and forward.conditions and _measured(forward)
         if samples and not any(started.run.skipped for started in forward.passes):
-            session.conditions[forward.branch].computed(forward.conditions)
+            rows = _computed_rows(forward)
+            session.conditions[forward.branch].computed(forward.conditions, rows, call.batch)
         session.note_bytes()
         self._free_finished(forward)
         self.pool.release(session)
@@ -208,11 +214,18 @@ class TransformerState(Requests):
             forward.session.conditions.pop(forward.branch, None)
             for started in forward.passes:
                 started.lane.free()
+            self.explain(forward.session)
 
 
 def _measured(forward: Forward) -> bool:
     """Whether any of its lanes may decide by a measurement."""
     return any(policy.measures for started in forward.passes for policy in started.lane.policies().values())
+
+
+def _computed_rows(forward: Forward) -> list[int] | None:
+    """The samples of the batch that computed in all chains; None: all did."""
+    partial = [set(started.run.rows) for started in forward.passes if isinstance(started.run, RowsRun)]
+    return sorted(set.intersection(*partial)) if partial else None
 
 
 def _repeated(forward: Forward) -> Forward:

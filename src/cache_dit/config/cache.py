@@ -99,7 +99,12 @@ def block_range(start: int, end: int, step: int = 1) -> list[int]:
     Returns:
         The ids in ascending order; `[]` if `start > end`, if `end <= 0`, and also if `step <= 1`, the default. To
         keep every block, use `range`.
+
+    Raises:
+        ConfigError: one of them is no integer.
     """
+    for name, value in (("start", start), ("end", end), ("step", step)):
+        check_integer(name, value)
     if start > end or end <= 0 or step <= 1:
         return []
     return sorted({0, *range(start, end, step), end - 1})

@@ -92,7 +92,7 @@ def steps_mask(
     if mask_policy is None or mask_policy == "none":
         return None
     if mask_policy not in PRESETS:
-        raise unknown_key(mask_policy, [*PRESETS, "none"], where="mask_policy")
+        raise unknown_key(str(mask_policy), [*PRESETS, "none"], where="mask_policy")
     if total_steps is None:
         raise ConfigError(
             f"mask_policy={mask_policy!r} needs total_steps, the number of steps: pass e.g. total_steps=28"
@@ -102,6 +102,8 @@ def steps_mask(
 
 def _explicit(compute_bins: Sequence[int], cache_bins: Sequence[int], total_steps: int | None) -> list[int]:
     for name, bins in (("compute_bins", compute_bins), ("cache_bins", cache_bins)):
+        if not hasattr(bins, "__iter__"):
+            raise bad_value(name, bins, "a list of lengths, e.g. [4, 1, 1]")
         for length in bins:
             check_integer(f"an entry of {name}", length, minimum=0)
     mask = _unrolled(compute_bins, cache_bins)

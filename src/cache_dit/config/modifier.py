@@ -85,6 +85,8 @@ def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, A
     """
     known = (*_FLAT_CACHE_OPTIONS, *_FLAT_TAYLORSEER_OPTIONS)
     for key in options:
+        if key not in known and key in BasicCacheConfig.field_names():
+            raise ConfigError(f"{where}: {key} is no keyword of its own: pass cache_config=DBCacheConfig({key}=…)")
         if key not in known:
             raise unknown_key(key, known, where=where)
     given = {key: value for key, value in options.items() if value is not None}

@@ -37,8 +37,9 @@ class DBPruneConfig(BasicCacheConfig):
             have no effect. See `block_range`.
         force_reduce_calibrator_vram: whether, with a calibrator, only every fourth element of the last dimension is
             kept for the comparison; see `ExtraCacheConfig.downsample_factor`.
-        prune_decision: `"block"`: each block is decided by a diff of this step, read back from the device (several at once
-            where blocks in a row are skipped); `"previous"`: by its diff in the step before, with no read in this one.
+        prune_decision: `"block"`: each block is decided by a diff of this step, read back from the device (several at
+            once where blocks in a row are skipped); `"previous"`: by its diff in the step before, with no read in this
+            one.
 
     Raises:
         ConfigError: a value cannot work; the message says what was seen and what was expected.

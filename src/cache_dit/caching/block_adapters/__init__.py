@@ -25,7 +25,7 @@ _SUFFIX = "_adapter"
 def _families() -> dict[str, str]:
     from cache_dit.models.record import known_families
 
-    return {f"{name.lower()}{_SUFFIX}": name for name in known_families()}
+    return {f"{name.lower()}{_SUFFIX}": family for name, family in known_families().items()}
 
 
 def _make(function: str, family: str) -> Callable[..., BlockAdapter]:
