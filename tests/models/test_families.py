@@ -52,7 +52,7 @@ def frozen(model: nn.Module) -> list[Tensor]:
 
 
 def test_every_recorded_class_has_a_row() -> None:
-    assert set(_records) == set(TINY)
+    assert {name for name, record in _records.items() if record.package == "diffusers"} == set(TINY)
 
 
 @pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 1), (0, 0)])

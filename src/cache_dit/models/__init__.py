@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from cache_dit.models.catalog import preset, supported_matrix, table
+from cache_dit.models.presets import Preset
 from cache_dit.models.record import (
     Blocks,
     ModelRecord,
@@ -18,10 +20,14 @@ from cache_dit.models.record import (
 __all__ = [
     "Blocks",
     "ModelRecord",
+    "Preset",
     "adapter_of",
     "known_pipelines",
+    "preset",
     "record_of",
     "register_model",
+    "supported_matrix",
+    "table",
     "transformers_of",
 ]
 

@@ -12,5 +12,6 @@ FLUX = register_model(
             Blocks("single_transformer_blocks", ForwardPattern.Pattern_1),
         ),
         split_variable="CACHE_DIT_FLUX_ENABLE_DUMMY_BLOCKS",
+        aliases=("VisualCloze",),
     )
 )

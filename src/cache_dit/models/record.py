@@ -13,6 +13,7 @@ from cache_dit.caching.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import BlockAdapterRegister
 from cache_dit.caching.pattern import ENCODER, HIDDEN, CallRules, ForwardPattern, Join
 from cache_dit.errors import ConfigError
+from cache_dit.models.presets import DEFAULT, Preset
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class ModelRecord:
         components: the pipeline's attributes that may hold a transformer.
         rules: which calls must compute, or are no step.
         split_variable: an environment variable that, set to 0, makes each block list a chain of its own.
+        aliases: what the class names of further pipelines with its transformers begin with.
+        presets: options that suit its checkpoints, by name; ``default`` is there where it has none of its own.
+        package: where its classes are from.
     """
 
     name: str
@@ -69,6 +73,9 @@ class ModelRecord:
     components: tuple[str, ...] = ("transformer",)
     rules: CallRules = field(default_factory=CallRules)
     split_variable: str | None = None
+    aliases: tuple[str, ...] = ()
+    presets: dict[str, Preset] = field(default_factory=dict)
+    package: str = "diffusers"
 
     def adapter(self, transformers: list[torch.nn.Module], pipe: Any = None) -> BlockAdapter:
         """The description of these transformers, all of this family."""
@@ -89,6 +96,10 @@ class ModelRecord:
             idle=dict(self.idle),
             rules=self.rules,
         )
+
+    def all_presets(self) -> dict[str, Preset]:
+        """Its presets by name, and first of all ``default``."""
+        return {"default": DEFAULT, **self.presets}
 
     def _lists(self, transformer: torch.nn.Module) -> list[tuple[Blocks, list[torch.nn.Module]]]:
         """The block lists that a transformer really has, with their blocks."""
@@ -151,6 +162,11 @@ def known_pipelines() -> list[str]:
     return list(dict.fromkeys((*known_families(), *BlockAdapterRegister.names())))
 
 
-def known_families() -> list[str]:
-    """The names of the families with a record, in the order of registration."""
-    return list(dict.fromkeys(record.name for record in _records.values()))
+def known_families() -> dict[str, str]:
+    """The names of the families with a record and their aliases, with the family that each stands for, in order."""
+    return {name: record.name for record in records() for name in (record.name, *record.aliases)}
+
+
+def records() -> list[ModelRecord]:
+    """The records, in the order of registration."""
+    return list({id(record): record for record in _records.values()}.values())

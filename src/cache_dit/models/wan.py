@@ -1,6 +1,7 @@
 """Wan 2.1, 2.2 and VACE: cross-attention blocks; 2.2 has two transformers, for the noisy and for the clean steps."""
 
 from cache_dit.caching.pattern import ForwardPattern
+from cache_dit.models.presets import SERVING, Preset
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 WAN = register_model(
@@ -10,5 +11,16 @@ WAN = register_model(
         blocks=(Blocks("blocks", ForwardPattern.Pattern_2),),
         separate_cfg=True,
         components=("transformer", "transformer_2"),
+        aliases=("LucyEdit",),
+        presets={
+            "default": Preset(
+                purpose="about 20 steps and more; for both transformers of Wan 2.2, or one of 2.1",
+                source=SERVING,
+                chains=(
+                    {"max_warmup_steps": 4, "max_cached_steps": 8},
+                    {"max_warmup_steps": 2, "max_cached_steps": 20},
+                ),
+            )
+        },
     )
 )
