@@ -83,5 +83,6 @@ def most_alive(model: Any, inputs: Sequence[dict[str, Any]]) -> int:
 
 def _alive() -> dict[int, int]:
     """Address and bytes of the memory behind every tensor that the garbage collector knows."""
-    tensors = [value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)]
+    found = [value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)]
+    tensors = [tensor for tensor in found if tensor.layout is torch.strided and not tensor.is_meta]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
