@@ -13,7 +13,7 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor, nn
 
 import cache_dit
-from cache_dit import BlockAdapter, ConfigError, ForwardPattern, TaylorSeerCalibratorConfig
+from cache_dit import BlockAdapter, ConfigError, DBPruneConfig, ForwardPattern, TaylorSeerCalibratorConfig
 from cache_dit.models import adapter_of, record_of
 from cache_dit.models.record import _records
 from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
@@ -55,7 +55,7 @@ def test_every_recorded_class_has_a_row() -> None:
     assert {name for name, record in _records.items() if record.package == "diffusers"} == set(TINY)
 
 
-@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 1), (0, 0)])
+@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_frozen_inputs_give_the_true_output_and_skipped_blocks_are_not_called(name: str, front: int, back: int) -> None:
     model = tiny(name)
@@ -124,6 +124,28 @@ def test_a_second_run_equals_the_first(name: str) -> None:
     run(model, loop(3), batch=2, side=3)
     assert same(run(model, loop(5)), first)
     assert not same(first, run(tiny(name), loop(5)))
+    assert all(output.isfinite().all() for output in first)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_inputs_with_single_blocks_pruned(name: str) -> None:
+    model = tiny(name)
+    (expected,) = run(model, [0.6])
+    config = DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.5, **ONE_BRANCH)
+    cache_dit.enable_cache(model, config)
+    assert close(frozen(model), expected)
+    assert set(lines(model)["default"][2:]) == {"P"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_branches_by_turns_have_steps_of_their_own(name: str) -> None:
+    model, plain = tiny(name), tiny(name)
+    cache_dit.enable_cache(model, static(LINE, enable_separate_cfg=True), TaylorSeerCalibratorConfig())
+    timesteps = [timestep for timestep in loop(len(LINE)) for _ in ("cond", "uncond")]
+    both, expected = run(model, timesteps), run(plain, timesteps)
+    assert lines(model) == {"cond": LINE, "uncond": LINE}
+    assert same(both[0::2], both[1::2])
+    assert same(both[:4], expected[:4])
 
 
 def test_a_cache_of_diffusers_that_is_on_already_is_refused() -> None:
@@ -182,6 +204,22 @@ def test_flux_adds_controlnet_residuals_on_skipped_steps_too() -> None:
         for front, back in ((1, 0), (0, 0), (2, 2)):
             cache_dit.enable_cache(model, static(LINE, Fn_compute_blocks=front, Bn_compute_blocks=back))
             assert close([call(model, given) for _ in LINE], expected)
+
+
+def test_stable_diffusion_3_obeys_its_controlnet_on_skipped_steps_and_when_it_changes() -> None:
+    model = tiny("SD3Transformer2DModel")
+    given = inputs("SD3Transformer2DModel")
+    first, other = ([torch.full((1, 16, 16), value) for _ in range(3)] for value in (0.5, -2.0))
+    with torch.no_grad():
+        expected = [call(model, {**given, "block_controlnet_hidden_states": states}) for states in (first, other)]
+        assert not torch.equal(*expected)
+        cache_dit.enable_cache(model, static("FCCCCC"))
+        outputs = [
+            call(model, {**given, "block_controlnet_hidden_states": states}) for states in [first] * 3 + [other] * 3
+        ]
+    assert close(outputs[:3], expected[0])
+    assert close(outputs[3:], expected[1])
+    assert lines(model) == {"default": "FCCFCC"}
 
 
 def test_flux2_computes_the_step_that_fills_its_key_value_cache() -> None:
