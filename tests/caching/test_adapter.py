@@ -398,3 +398,17 @@ def test_a_part_of_the_wrong_kind_is_refused(described: dict[str, Any], message:
     parts = {"transformer": model, "blocks": model.blocks, "forward_pattern": ForwardPattern.Pattern_0, **described}
     with pytest.raises(ConfigError, match=message):
         cache_dit.enable_cache(BlockAdapter(**parts), DBCacheConfig(Fn_compute_blocks=1))
+
+
+def test_an_adapter_is_checked_without_being_changed() -> None:
+    model = Toy("0", (3, 3))
+    adapter = model.adapter()
+    before = (adapter.blocks, adapter.transformer)
+    assert BlockAdapter.check_block_adapter(adapter)
+    assert (adapter.blocks, adapter.transformer) == before
+    wrong = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=P0, stream_names=("x", "y"))
+    assert not BlockAdapter.check_block_adapter(wrong)
+    assert not BlockAdapter.check_block_adapter(BlockAdapter(transformer=model, forward_pattern=P0))
+    assert not BlockAdapter.is_parallelized(adapter)
+    names = [name for names in BlockAdapter.unique(adapter).unique_blocks_name for name in names]
+    assert len(set(names)) == 2

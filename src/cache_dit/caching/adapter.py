@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from cache_dit.caching.finding import (
 )
 from cache_dit.caching.nesting import as_list, flatten, listed_blocks, nested_depth, per_transformer, spread
 from cache_dit.caching.pattern import ENCODER, HIDDEN, JOINS, CallRules, ForwardPattern, Join
-from cache_dit.caching.targets import BlockList, ChainSpec, Target
+from cache_dit.caching.shards import parallel_group
+from cache_dit.caching.targets import BlockList, ChainSpec, Target, block_io
 from cache_dit.config.modifier import ParamsModifier
-from cache_dit.errors import ConfigError
+from cache_dit.errors import CacheDitError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +244,29 @@ class BlockAdapter:
         """Whether a cache is on an adapter's transformers, on a pipeline, or on a transformer."""
         held = as_list(adapter.transformer) if isinstance(adapter, BlockAdapter) else [adapter]
         return any(state_of(module) is not None for module in held)
+
+    @staticmethod
+    def is_parallelized(adapter: Any) -> bool:
+        """Whether an adapter's transformers, a pipeline's, or a transformer itself are spread over devices."""
+        held = adapter if isinstance(adapter, torch.nn.Module) else getattr(adapter, "transformer", None)
+        return any(parallel_group(module) is not None for module in as_list(held))
+
+    @staticmethod
+    def check_block_adapter(adapter: BlockAdapter) -> bool:
+        """Whether an adapter has all its parts, and its blocks are called as their patterns say; changes nothing."""
+        try:
+            for target in copy.copy(adapter).targets():
+                for blocks in (blocks for chain in target.chains for blocks in chain.lists):
+                    for block in blocks.blocks:
+                        block_io(block, blocks, strict=True)
+        except CacheDitError:
+            return False
+        return True
+
+    @staticmethod
+    def unique(adapter: BlockAdapter) -> BlockAdapter:
+        """Bring an adapter to its normal form, with a name for each block list that no other has; see ``normalize``."""
+        return BlockAdapter.normalize(adapter, unique=True)
 
     @staticmethod
     def normalize(adapter: BlockAdapter, unique: bool = True) -> BlockAdapter:
