@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
 from tests.caching.toys import close, counted, dynamic, lines, same, static
+from tests.models.claims import (
+    Variant,
+    another_condition_is_obeyed_at_once,
+    moving,
+    repeated,
+    samples_decide_for_themselves,
+    skipped_steps_give_the_true_output,
+)
 from tests.models.row import normal
-from tests.models.test_families import LINE, blocks_of, call
+from tests.models.test_families import LINE, call
 from tests.models.tiny import inputs, tiny
 
 CLASSES = [
@@ -37,42 +42,7 @@ CLASSES = [
 ONE_BRANCH: dict[str, Any] = {"enable_separate_cfg": False}
 
 
-@torch.no_grad()
-def repeated(model: nn.Module, given: dict[str, Any], steps: int = len(LINE)) -> list[Tensor]:
-    """So many calls, all of them the same."""
-    return [call(model, given) for _ in range(steps)]
-
-
 # -- what conditions a model
-
-
-class Variant(NamedTuple):
-    """A model as some of its pipelines use it.
-
-    Args:
-        name: its class.
-        changes: what differs from the row in its constructor's arguments.
-        extra: what it is called with besides the row's inputs, of random numbers of a seed.
-        conditioned: whether that seed makes another condition, which must be obeyed.
-    """
-
-    name: str
-    changes: dict[str, Any]
-    extra: Callable[[int], dict[str, Any]]
-    conditioned: bool = True
-
-    def model(self) -> nn.Module:
-        """The model; the test is skipped where this diffusers cannot make it so."""
-        cls = getattr(diffusers, self.name, None)
-        known = inspect.signature(cls.__init__).parameters if cls else self.changes
-        for argument in self.changes:
-            if argument not in known:
-                pytest.skip(f"{self.name} of this diffusers has no {argument}")
-        return tiny(self.name, **self.changes)
-
-    def given(self, seed: int = 10) -> dict[str, Any]:
-        """What it is called with."""
-        return {**inputs(self.name, timestep=0.6), **self.extra(seed)}
 
 
 def _cogvideox_15(seed: int) -> dict[str, Any]:
@@ -166,26 +136,13 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.strify())
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_skipped_steps_give_the_true_output_however_the_model_is_conditioned(variant: Variant, config: Any) -> None:
-    model = variant.model()
-    (expected,) = repeated(model, variant.given(), 1)
-    cache_dit.enable_cache(model, config)
-    blocks = blocks_of(model)
-    with counted(blocks) as fired:
-        assert close(repeated(model, variant.given()), expected)
-    assert fired.total() < len(LINE) * len(blocks)
+    skipped_steps_give_the_true_output(variant.model(), variant.given(), config)
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.conditioned])
 def test_another_condition_in_mid_run_is_obeyed_at_once(name: str) -> None:
     variant = VARIANTS[name]
-    model = variant.model()
-    first, second = variant.given(), variant.given(seed=20)
-    (before,), (after,) = repeated(model, first, 1), repeated(model, second, 1)
-    assert not close([after], before, tolerance=1e-3)
-    cache_dit.enable_cache(model, static("FCCCCC", **ONE_BRANCH))
-    assert close(repeated(model, first, 3), before)
-    assert close(repeated(model, second, 3), after)
-    assert lines(model) == {"default": "FCCFCC"}
+    another_condition_is_obeyed_at_once(variant.model(), variant.given(), variant.given(seed=20))
 
 
 @pytest.mark.parametrize(("front", "back", "idle"), [(1, 0, (1, 2)), (1, 1, (1,)), (0, 2, (0, 1)), (3, 1, ())])
@@ -239,32 +196,11 @@ def alone(value: Any, sample: int) -> Any:
     return {name: alone(item, sample) for name, item in value.items()} if isinstance(value, dict) else value
 
 
-def moving(name: str, step: int) -> dict[str, Any]:
-    """Arguments for a batch of two whose second sample alone moves from step to step."""
-    given = inputs(name, batch=2, timestep=0.6)
-    given["hidden_states"][1] += step * normal(*given["hidden_states"].shape[1:], seed=7)
-    return given
-
-
 @pytest.mark.parametrize("name", CLASSES)
 def test_samples_that_decide_for_themselves_give_what_they_give_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH)
-    apart: list[list[Tensor]] = []
-    with torch.no_grad():
-        for sample, line in ((0, "FCCC"), (1, "FFFF")):
-            model = tiny(name)
-            cache_dit.enable_cache(model, config)
-            apart.append([call(model, alone(moving(name, step), sample)) for step in range(4)])
-            assert lines(model) == {"default[0]": line}
-        model = tiny(name)
-        cache_dit.enable_cache(model, config)
-        caplog.clear()
-        together = [call(model, moving(name, step)) for step in range(4)]
-    assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(close([both], torch.cat(pair)) for both, *pair in zip(together, *apart, strict=True))
-    assert "all samples are computed" not in caplog.text
+    samples_decide_for_themselves(name, caplog, alone=alone)
 
 
 def test_samples_that_share_a_key_value_cache_are_computed_together(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
 from tests.caching.toys import close, counted, dynamic, lines, static
+from tests.models.claims import once, repeated, samples_decide_for_themselves
 from tests.models.row import TEXT, normal
-from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
+from tests.models.test_families import LINE, ONE_BRANCH, blocks_of
 from tests.models.tiny import inputs, tiny
 
 DUAL = [
@@ -32,17 +33,6 @@ SINGLE = [
     "NucleusMoEImageTransformer2DModel",
 ]
 CONTROLLED = ["BriaTransformer2DModel", "ChromaTransformer2DModel"]
-
-
-@torch.no_grad()
-def once(model: nn.Module, given: dict[str, Any]) -> Tensor:
-    """One call."""
-    return call(model, given)
-
-
-def repeated(model: nn.Module, given: dict[str, Any]) -> list[Tensor]:
-    """As many calls as ``LINE`` has steps, all of them the same."""
-    return [once(model, given) for _ in LINE]
 
 
 # -- two lists, one chain
@@ -221,31 +211,11 @@ def alone(value: Any, sample: int) -> Any:
     return value
 
 
-def moving(name: str, step: int) -> dict[str, Any]:
-    """Arguments for a batch of two whose second sample alone moves from step to step."""
-    given = inputs(name, batch=2, timestep=0.6)
-    given["hidden_states"][1] += step * normal(*given["hidden_states"].shape[1:], seed=7)
-    return given
-
-
 @pytest.mark.parametrize("name", [*DUAL, *SINGLE])
 def test_samples_that_decide_for_themselves_give_what_they_give_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH)
-    apart: list[list[Tensor]] = []
-    for sample, line in ((0, "FCCC"), (1, "FFFF")):
-        model = tiny(name)
-        cache_dit.enable_cache(model, config)
-        apart.append([once(model, alone(moving(name, step), sample)) for step in range(4)])
-        assert lines(model) == {"default[0]": line}
-    model = tiny(name)
-    cache_dit.enable_cache(model, config)
-    caplog.clear()
-    together = [once(model, moving(name, step)) for step in range(4)]
-    assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(close([both], torch.cat(pair)) for both, *pair in zip(together, *apart, strict=True))
-    assert "all samples are computed" not in caplog.text
+    samples_decide_for_themselves(name, caplog, alone=alone)
 
 
 # -- each block by itself

@@ -12,9 +12,16 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import DBPruneConfig
 from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
+from tests.models.claims import (
+    Variant,
+    another_condition_is_obeyed_at_once,
+    once,
+    repeated,
+    samples_decide_for_themselves,
+    skipped_steps_give_the_true_output,
+)
 from tests.models.row import TEXT, normal
-from tests.models.test_conditioned_video import Variant
-from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
+from tests.models.test_families import LINE, ONE_BRANCH, blocks_of
 from tests.models.tiny import inputs, tiny
 
 BATCHED = [
@@ -34,17 +41,6 @@ UNBATCHED = ["Cosmos3OmniTransformer", "ErnieImageTransformer2DModel"]
 ALL = [*BATCHED, *UNBATCHED, "QwenImage21Transformer2DModel"]
 
 PRUNE = DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=0.5, **ONE_BRANCH)
-
-
-@torch.no_grad()
-def once(model: nn.Module, given: dict[str, Any]) -> Tensor:
-    """One call."""
-    return call(model, given)
-
-
-def repeated(model: nn.Module, given: dict[str, Any], steps: int = len(LINE)) -> list[Tensor]:
-    """So many calls, all of them the same."""
-    return [once(model, given) for _ in range(steps)]
 
 
 def made(variant: Variant) -> nn.Module:
@@ -165,27 +161,13 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.strify())
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_skipped_steps_give_the_true_output_however_the_model_is_called(variant: Variant, config: Any) -> None:
-    model = made(variant)
-    expected = once(model, variant.given())
-    assert expected.isfinite().all()
-    cache_dit.enable_cache(model, config)
-    blocks = blocks_of(model)
-    with counted(blocks) as fired:
-        assert close(repeated(model, variant.given()), expected)
-    assert fired.total() < len(LINE) * len(blocks)
+    skipped_steps_give_the_true_output(made(variant), variant.given(), config)
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.conditioned])
 def test_another_condition_in_mid_run_is_obeyed_at_once(name: str) -> None:
     variant = VARIANTS[name]
-    model = made(variant)
-    first, second = variant.given(), variant.given(seed=20)
-    before, after = once(model, first), once(model, second)
-    assert not close([after], before, tolerance=1e-3)
-    cache_dit.enable_cache(model, static("FCCCCC", **ONE_BRANCH))
-    assert close(repeated(model, first, 3), before)
-    assert close(repeated(model, second, 3), after)
-    assert lines(model) == {"default": "FCCFCC"}
+    another_condition_is_obeyed_at_once(made(variant), variant.given(), variant.given(seed=20))
 
 
 @pytest.mark.parametrize(("front", "back"), [(0, 1), (2, 0)])
@@ -261,20 +243,7 @@ def samples(model: nn.Module, given: dict[str, Any]) -> Tensor:
 def test_samples_that_decide_for_themselves_give_what_they_give_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH)
-    apart: list[list[Tensor]] = []
-    for sample, line in ((0, "FCCC"), (1, "FFFF")):
-        model = tiny(name)
-        cache_dit.enable_cache(model, config)
-        apart.append([samples(model, alone(moving(name, step), sample)) for step in range(4)])
-        assert lines(model) == {"default[0]": line}
-    model = tiny(name)
-    cache_dit.enable_cache(model, config)
-    caplog.clear()
-    together = [samples(model, moving(name, step)) for step in range(4)]
-    assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(close([both], torch.cat(pair)) for both, *pair in zip(together, *apart, strict=True))
-    assert "all samples are computed" not in caplog.text
+    samples_decide_for_themselves(name, caplog, moving=moving, alone=alone, once=samples)
 
 
 @pytest.mark.parametrize("name", UNBATCHED)

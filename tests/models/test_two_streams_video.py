@@ -11,9 +11,17 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import ConfigError
 from tests.caching.toys import close, counted, dynamic, lines, same, static
+from tests.models.claims import (
+    Variant,
+    another_condition_is_obeyed_at_once,
+    moving,
+    repeated,
+    samples_decide_for_themselves,
+    skipped_steps_give_the_true_output,
+)
 from tests.models.row import TEXT, normal
-from tests.models.test_conditioned_video import CONFIGS, ONE_BRANCH, Variant, alone, moving, repeated
-from tests.models.test_families import LINE, blocks_of, call
+from tests.models.test_conditioned_video import CONFIGS, alone
+from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
 from tests.models.tiny import inputs, tiny
 
 #: Those whose blocks have the batch as their first dimension, and no key-value cache.
@@ -139,27 +147,13 @@ VARIANTS = {
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.strify())
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_skipped_steps_give_the_true_output_however_the_model_is_conditioned(variant: Variant, config: Any) -> None:
-    model = variant.model()
-    (expected,) = repeated(model, variant.given(), 1)
-    assert expected.isfinite().all()
-    cache_dit.enable_cache(model, config)
-    blocks = blocks_of(model)
-    with counted(blocks) as fired:
-        assert close(repeated(model, variant.given()), expected)
-    assert fired.total() < len(LINE) * len(blocks)
+    skipped_steps_give_the_true_output(variant.model(), variant.given(), config)
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.conditioned])
 def test_another_condition_in_mid_run_is_obeyed_at_once(name: str) -> None:
     variant = VARIANTS[name]
-    model = variant.model()
-    first, second = variant.given(), variant.given(seed=20)
-    (before,), (after,) = repeated(model, first, 1), repeated(model, second, 1)
-    assert not close([after], before, tolerance=1e-3)
-    cache_dit.enable_cache(model, static("FCCCCC", **ONE_BRANCH))
-    assert close(repeated(model, first, 3), before)
-    assert close(repeated(model, second, 3), after)
-    assert lines(model) == {"default": "FCCFCC"}
+    another_condition_is_obeyed_at_once(variant.model(), variant.given(), variant.given(seed=20))
 
 
 @pytest.mark.parametrize("name", ["HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"])
@@ -392,18 +386,4 @@ def one_of_two(given: dict[str, Any], sample: int) -> dict[str, Any]:
 def test_samples_that_decide_for_themselves_give_what_they_give_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH)
-    apart: list[list[Tensor]] = []
-    with torch.no_grad():
-        for sample, line in ((0, "FCCC"), (1, "FFFF")):
-            model = tiny(name)
-            cache_dit.enable_cache(model, config)
-            apart.append([call(model, one_of_two(moving(name, step), sample)) for step in range(4)])
-            assert lines(model) == {"default[0]": line}
-        model = tiny(name)
-        cache_dit.enable_cache(model, config)
-        caplog.clear()
-        together = [call(model, moving(name, step)) for step in range(4)]
-    assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(close([two], torch.cat(pair)) for two, *pair in zip(together, *apart, strict=True))
-    assert "all samples are computed" not in caplog.text
+    samples_decide_for_themselves(name, caplog, alone=one_of_two)

@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
 from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
+from tests.models.claims import (
+    Variant,
+    another_condition_is_obeyed_at_once,
+    moving,
+    repeated,
+    samples_decide_for_themselves,
+    skipped_steps_give_the_true_output,
+)
 from tests.models.row import normal
-from tests.models.test_conditioned_video import Variant, alone
+from tests.models.test_conditioned_video import alone
 from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
 from tests.models.tiny import inputs, tiny
 
@@ -39,12 +47,6 @@ ALL = [
 ]
 
 PRUNE = DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=0.5, **ONE_BRANCH)
-
-
-@torch.no_grad()
-def repeated(model: nn.Module, given: dict[str, Any], steps: int = len(LINE)) -> list[Tensor]:
-    """So many calls, all of them the same."""
-    return [call(model, given) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -145,27 +147,13 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.strify())
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_skipped_steps_give_the_true_output_however_the_model_is_called(variant: Variant, config: Any) -> None:
-    model = variant.model()
-    (expected,) = repeated(model, variant.given(), 1)
-    assert expected.isfinite().all()
-    cache_dit.enable_cache(model, config)
-    blocks = blocks_of(model)
-    with counted(blocks) as fired:
-        assert close(repeated(model, variant.given()), expected)
-    assert fired.total() < len(LINE) * len(blocks)
+    skipped_steps_give_the_true_output(variant.model(), variant.given(), config)
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.conditioned])
 def test_another_condition_in_mid_run_is_obeyed_at_once(name: str) -> None:
     variant = VARIANTS[name]
-    model = variant.model()
-    first, second = variant.given(), variant.given(seed=20)
-    (before,), (after,) = repeated(model, first, 1), repeated(model, second, 1)
-    assert not close([after], before, tolerance=1e-3)
-    cache_dit.enable_cache(model, static("FCCCCC", **ONE_BRANCH))
-    assert close(repeated(model, first, 3), before)
-    assert close(repeated(model, second, 3), after)
-    assert lines(model) == {"default": "FCCFCC"}
+    another_condition_is_obeyed_at_once(variant.model(), variant.given(), variant.given(seed=20))
 
 
 def test_minimax_h3_gives_video_and_audio() -> None:
@@ -271,32 +259,11 @@ def test_two_calls_of_a_step_are_those_of_guidance(name: str) -> None:
 # -- each sample by itself
 
 
-def moving(name: str, step: int) -> dict[str, Any]:
-    """Arguments for a batch of two whose second sample alone moves from step to step."""
-    given = inputs(name, batch=2, timestep=0.6)
-    given["hidden_states"][1] += step * normal(*given["hidden_states"].shape[1:], seed=7)
-    return given
-
-
 @pytest.mark.parametrize("name", CLASSES)
 def test_samples_that_decide_for_themselves_give_what_they_give_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH)
-    apart: list[list[Tensor]] = []
-    with torch.no_grad():
-        for sample, line in ((0, "FCCC"), (1, "FFFF")):
-            model = tiny(name)
-            cache_dit.enable_cache(model, config)
-            apart.append([call(model, alone(moving(name, step), sample)) for step in range(4)])
-            assert lines(model) == {"default[0]": line}
-        model = tiny(name)
-        cache_dit.enable_cache(model, config)
-        caplog.clear()
-        together = [call(model, moving(name, step)) for step in range(4)]
-    assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(close([both], torch.cat(pair), tolerance=1e-4) for both, *pair in zip(together, *apart, strict=True))
-    assert "all samples are computed" not in caplog.text
+    samples_decide_for_themselves(name, caplog, alone=alone, tolerance=1e-4)
 
 
 def changing(name: str, step: int) -> dict[str, Any]:
