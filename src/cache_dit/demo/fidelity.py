@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
+
+from cache_dit.metrics import pixels
+from cache_dit.metrics.pictures import Pixels
+
+__all__ = ["AMPLIFICATION", "Pixels", "difference", "psnr"]
 
 #: How many times a difference is amplified where it is shown.
 AMPLIFICATION = 8
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
-
 
 def psnr(reference: Pixels, other: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB, in float64: 10 · log10(1 / mean squared error). Infinite for equal pictures.
+    """Peak signal-to-noise ratio in dB, in float64, see `cache_dit.metrics.pixels.psnr`. Infinite for equal pictures.
 
     Args:
         reference, other: arrays of equal shape with values in 0 … 1.
     """
-    error = float(np.mean((reference.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else -10 * math.log10(error)
+    return pixels.psnr(reference, other, peak=1.0)
 
 
 def difference(reference: Pixels, other: Pixels) -> Pixels:
