@@ -136,7 +136,7 @@ __all__ = [
     "version_tuple",
 ]
 
-_LAZY = ("demo",)  # subpackages that need more than torch and diffusers: imported when they are asked for
+_LAZY = ("demo", "metrics")  # subpackages that need more than torch and diffusers: imported when they are asked for
 
 
 def __getattr__(name: str) -> _ModuleType:

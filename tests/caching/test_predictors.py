@@ -32,7 +32,13 @@ from cache_dit.errors import ConfigError
 
 ORDERS = range(5)
 GAPS = st.lists(st.integers(1, 6), min_size=0, max_size=7)
-BY_TIMES = [reuse, *map(taylor, ORDERS), *map(hermite, ORDERS), foca()]  # all but DMD, which wants inner products too
+BY_TIMES = [
+    reuse,
+    *map(taylor, ORDERS),
+    taylor(2, 0.3),
+    *map(hermite, ORDERS),
+    foca(),
+]  # all but DMD, which wants inner products too
 every_predictor = pytest.mark.parametrize("predictor", BY_TIMES, ids=lambda predictor: predictor.name)
 
 
@@ -313,6 +319,30 @@ def test_hermites_scale_is_a_finite_number_above_zero(scale: float) -> None:
         hermite(2, scale)
 
 
+@pytest.mark.parametrize("damping", [-0.1, 1.1, math.nan, "half"])
+def test_a_damping_is_a_number_from_zero_to_one(damping: object) -> None:
+    with pytest.raises(ConfigError, match="damping"):
+        taylor(1, damping)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="damping"):
+        TaylorSeerCalibratorConfig(damping=damping)  # type: ignore[arg-type]
+
+
+@given(gaps=GAPS, ahead=st.integers(1, 6), damping=st.floats(0, 1))
+def test_a_damped_polynomial_lies_between_reuse_and_the_polynomial(gaps: list[int], ahead: int, damping: float) -> None:
+    times = times_of(gaps)
+    target = times[-1] + ahead
+    found = taylor(2, damping).coefficients(times, target)
+    whole = taylor(2).coefficients(times, target)
+    last = reuse.coefficients(times, target)
+    assert found == pytest.approx([(1 - damping) * a + damping * b for a, b in zip(last, whole, strict=True)])
+
+
+def test_the_damping_reaches_the_predictor_from_its_configuration() -> None:
+    made = make_predictor(TaylorSeerCalibratorConfig(taylorseer_order=1, damping=0.25))
+    assert made.coefficients([0.0, 2.0], 4.0) == [-0.25, 1.25]
+    assert TaylorSeerCalibratorConfig(damping=0.25).strify() == "T1O1D0.25"
+
+
 def test_each_stream_has_its_own_switch() -> None:
     config = TaylorSeerCalibratorConfig(enable_encoder_calibrator=False, taylorseer_order=2)
     assert make_predictor(config).history == 3
@@ -356,7 +386,7 @@ def test_only_polynomials_are_defined_in_other_coordinates_than_steps(coordinate
 def test_unknown_predictors_and_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown key 'taylor'; did you mean 'taylorseer'"):
         make_predictor(CalibratorConfig(enable_calibrator=True, calibrator_type="taylor"))
-    with pytest.raises(ConfigError, match="unknown key 'order'; known are n_derivatives"):
+    with pytest.raises(ConfigError, match="unknown key 'order'; known are damping, n_derivatives"):
         make_predictor(CalibratorConfig(enable_calibrator=True, calibrator_kwargs={"order": 3}))
     with pytest.raises(ConfigError, match="calibrator_kwargs of hermite: unknown key 'ordr'; did you mean 'order'"):
         make_predictor(HermiteCalibratorConfig(calibrator_kwargs={"ordr": 3}))

@@ -27,6 +27,7 @@ def test_the_base_class_is_switched_off_and_taylorseer_on_for_both_streams() -> 
         "calibrator_kwargs": {},
         "coordinate": "step",
         "taylorseer_order": 1,
+        "damping": 1.0,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +103,23 @@ def test_bins_become_as_many_ones_and_zeros(compute: list[int], cache: list[int]
     assert (mask.count(1), mask.count(0)) == (sum(compute), sum(cache))
 
 
+@given(data=st.data(), steps=st.integers(1, 60), warmup=st.integers(1, 8))
+def test_an_even_mask_computes_as_asked_and_its_gaps_differ_by_one_at_most(
+    data: st.DataObject, steps: int, warmup: int
+) -> None:
+    full = data.draw(st.integers(1, steps))
+    mask = steps_mask(total_steps=steps, mask_policy="even", full_steps=full, warmup=warmup)
+    assert mask is not None
+    assert (len(mask), sum(mask)) == (steps, full)
+    assert mask[0] == 1
+    assert mask[-1] == 1 or full == 1
+    led = min(warmup, max(full - 1, 1))
+    assert mask[:led] == [1] * led
+    computed = [step for step, bit in enumerate(mask) if bit][led - 1 :]
+    gaps = {later - earlier for earlier, later in pairwise(computed)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,8 +127,12 @@ def test_bins_become_as_many_ones_and_zeros(compute: list[int], cache: list[int]
         ({"total_steps": 28.0}, "total_steps=28.0 is not valid: expected an integer >= 1"),
         ({}, "mask_policy='medium' needs total_steps"),
         ({"total_steps": 28, "mask_policy": "medum"}, "unknown key 'medum'; did you mean 'medium'?"),
-        ({"total_steps": 2, "mask_policy": "x"}, "unknown key 'x'; known are fast, medium, none, slow, ultra"),
-        ({"total_steps": 2, "mask_policy": 3}, "unknown key '3'; known are fast, medium, none, slow, ultra"),
+        ({"total_steps": 2, "mask_policy": "x"}, "unknown key 'x'; known are even, fast, medium, none, slow, ultra"),
+        ({"total_steps": 2, "mask_policy": 3}, "unknown key '3'; known are even, fast, medium, none, slow, ultra"),
+        ({"total_steps": 9, "mask_policy": "even"}, "mask_policy='even' needs full_steps"),
+        ({"total_steps": 9, "mask_policy": "even", "full_steps": 10}, "full_steps=10 is not valid: expected at most"),
+        ({"total_steps": 9, "mask_policy": "even", "full_steps": 0}, "full_steps=0 is not valid"),
+        ({"total_steps": 9, "full_steps": 4}, "full_steps=4 is for an even mask"),
         ({"compute_bins": 4, "cache_bins": [1]}, "compute_bins=4 is not valid: expected a list of lengths"),
         ({"compute_bins": [4], "total_steps": 8}, "only one of compute_bins and cache_bins was given"),
         ({"compute_bins": [4], "cache_bins": [-1]}, "an entry of cache_bins=-1 is not valid"),

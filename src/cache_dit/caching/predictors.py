@@ -18,7 +18,15 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-from cache_dit.config.base import as_number, bad_value, check_choice, check_integer, check_registration, unknown_key
+from cache_dit.config.base import (
+    as_number,
+    bad_value,
+    check_choice,
+    check_integer,
+    check_number,
+    check_registration,
+    unknown_key,
+)
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.errors import ConfigError
 
@@ -68,7 +76,7 @@ def _newest(times: Sequence[float]) -> list[float]:
     return [0.0] * (len(times) - 1) + [1.0]
 
 
-def taylor(order: int) -> Predictor:
+def taylor(order: int, damping: float = 1.0) -> Predictor:
     """The Taylor polynomial through the last order + 1 computed values; of lower order while there are fewer.
 
     Its weights are those of Lagrange's form, c_j = Π_{i≠j} (t - t_i) / (t_j - t_i), so it is exact on polynomials of
@@ -76,14 +84,21 @@ def taylor(order: int) -> Predictor:
     2503.06923). Newton's form by divided differences writes the same polynomial, so `"newton"` in the registry is this
     function too.
 
+    Damped by d it is (1 - d) · reuse + d · polynomial. What a skipped step gets wrong moves the values of the computed
+    steps after it, and the weights of an extrapolation amplify that: strong guidance and long gaps want less of it.
+
     Args:
         order: the polynomial's degree, at least 0 (0: reuse of the last value).
+        damping: d, from 0 (reuse) to 1 (the polynomial).
 
     Raises:
-        ConfigError: `order` is no integer of at least 0.
+        ConfigError: `order` is no integer of at least 0, or `damping` is not from 0 to 1.
     """
     check_integer("order", order, minimum=0)
-    return Predictor(f"taylor{order}", order + 1, partial(_weigh, _lagrange, order + 1))
+    check_number("damping", damping, minimum=0, maximum=1)
+    if damping == 1:
+        return Predictor(f"taylor{order}", order + 1, partial(_weigh, _lagrange, order + 1))
+    return Predictor(f"taylor{order}*{damping:g}", order + 1, partial(_weigh, partial(_damped, damping), order + 1))
 
 
 def _lagrange(times: Sequence[float], target: float) -> list[float]:
@@ -95,6 +110,11 @@ def _lagrange(times: Sequence[float], target: float) -> list[float]:
                 weight *= (target - other) / (node - other)
         weights.append(weight)
     return weights
+
+
+def _damped(damping: float, times: Sequence[float], target: float) -> list[float]:
+    pairs = zip(_newest(times), _lagrange(times, target), strict=True)
+    return [(1 - damping) * kept + damping * extrapolated for kept, extrapolated in pairs]
 
 
 reuse = Predictor("reuse", 1, partial(_weigh, _lagrange, 1))
@@ -334,15 +354,17 @@ def _factory(make: Callable[..., Predictor], *keys: str) -> PredictorFactory:
     return factory
 
 
-def _taylorseer(n_derivatives: int = 1) -> Predictor:
-    return taylor(n_derivatives)
+def _taylorseer(n_derivatives: int = 1, damping: float = 1.0) -> Predictor:
+    return taylor(n_derivatives, damping)
 
 
 def _newton(order: int = 2) -> Predictor:
     return taylor(order)
 
 
-register_predictor(name="taylorseer", factory=_factory(_taylorseer, "n_derivatives"), coordinates=COORDINATES)
+register_predictor(
+    name="taylorseer", factory=_factory(_taylorseer, "n_derivatives", "damping"), coordinates=COORDINATES
+)
 register_predictor(name="newton", factory=_factory(_newton, "order"), coordinates=COORDINATES)
 register_predictor(name="hermite", factory=_factory(hermite, "order", "scale"))
 register_predictor(name="foca", factory=_factory(foca))

@@ -48,13 +48,17 @@ def check_integer(name: str, value: Any, *, minimum: int | None = None) -> None:
         raise bad_value(name, value, "an integer" if minimum is None else f"an integer >= {minimum}")
 
 
-def check_number(name: str, value: Any, *, minimum: float | None = None, above: float | None = None) -> None:
-    """Raise `ConfigError` unless `value` is a number (see `as_number`) of at least `minimum` and more than `above`."""
+def check_number(
+    name: str, value: Any, *, minimum: float | None = None, above: float | None = None, maximum: float | None = None
+) -> None:
+    """Raise `ConfigError` unless `value` is a number (see `as_number`) within the bounds that are given."""
     number = as_number(name, value)
     if minimum is not None and number < minimum:
         raise bad_value(name, value, f"a number >= {minimum}")
     if above is not None and number <= above:
         raise bad_value(name, value, f"a number > {above}")
+    if maximum is not None and not number <= maximum:
+        raise bad_value(name, value, f"a number <= {maximum}")
 
 
 def check_registration(name: Any, factory: Any, taken: Iterable[str], *, example: str) -> None:

@@ -79,6 +79,8 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
 
     Args: those of `CalibratorConfig`, with both switches on, and
         taylorseer_order: the polynomial's order, at least 0 (0: reuse). Order n keeps n + 1 computed steps in memory.
+        damping: how much of the polynomial is taken, from 0 (none of it: reuse) to 1. Long gaps between computed steps
+            and strong guidance want less.
 
     Raises:
         ConfigError: a value cannot work; the message says what was seen and what was expected.
@@ -87,19 +89,23 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
     enable_calibrator: bool = True
     enable_encoder_calibrator: bool = True
     taylorseer_order: int = 1
+    damping: float = field(default=1.0, kw_only=True)
 
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
         **CalibratorConfig._checks,
         "taylorseer_order": partial(check_integer, minimum=0),
+        "damping": partial(check_number, minimum=0, maximum=1),
     }
 
     def to_kwargs(self) -> dict[str, Any]:
-        """The predictor's arguments: `calibrator_kwargs`, and the order as `n_derivatives`."""
-        return {**super().to_kwargs(), "n_derivatives": self.taylorseer_order}
+        """The predictor's arguments: `calibrator_kwargs`, the order as `n_derivatives`, and a damping below 1."""
+        damped = {} if self.damping in (None, 1) else {"damping": self.damping}
+        return {**super().to_kwargs(), "n_derivatives": self.taylorseer_order, **damped}
 
     def strify(self, details: bool = False) -> str:
-        """`T1O{order}`, with `details` `TaylorSeer_O({order})`; `NONE` for order 0."""
-        return _order_tag("T1", "TaylorSeer", self.taylorseer_order, details)
+        """`T1O{order}`, with `details` `TaylorSeer_O({order})`, and the damping below 1; `NONE` for order 0."""
+        damped = f"D{self.damping:g}" if self.taylorseer_order and self.damping not in (None, 1) else ""
+        return _order_tag("T1", "TaylorSeer", self.taylorseer_order, details) + damped
 
 
 @dataclass

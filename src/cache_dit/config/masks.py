@@ -60,12 +60,16 @@ def steps_mask(
     cache_bins: Sequence[int] | None = None,
     total_steps: int | None = None,
     mask_policy: str | None = "medium",
+    *,
+    full_steps: int | None = None,
+    warmup: int = 3,
 ) -> list[int] | None:
     """A plan of the steps to compute (1) and to cache (0), for `DBCacheConfig(steps_computation_mask=…)`.
 
-    Either spelled out by the lengths of its runs, or made from a preset. A preset computes the first and the last
+    Spelled out by the lengths of its runs, made from a preset, or even. A preset computes the first and the last
     step, and "slow" computes at least as many steps as "medium", "medium" as "fast", and "fast" as "ultra". For 1 to
-    3 steps it computes all.
+    3 steps it computes all. An even mask computes the warm-up, spreads the other full steps evenly, and computes the
+    last step: `steps_mask(total_steps=10, mask_policy="even", full_steps=5, warmup=2)` is `1100100101`.
 
     Args:
         compute_bins: lengths, in steps, of the runs of computed steps; needs `cache_bins`. They take turns, computed
@@ -73,31 +77,53 @@ def steps_mask(
         cache_bins: lengths, in steps, of the runs of cached steps.
         total_steps: number of steps. Without bins it is needed; with bins the plan is cut to it, by default it is
             their sum.
-        mask_policy: the preset, when no bins are given: `"slow"`, `"medium"`, `"fast"` or `"ultra"`; None or
-            `"none"`: no mask.
+        mask_policy: the preset, when no bins are given: `"slow"`, `"medium"`, `"fast"` or `"ultra"`; `"even"`, which
+            needs `full_steps`; None or `"none"`: no mask.
+        full_steps: for `"even"`: how many steps to compute, at least 1 and at most `total_steps`.
+        warmup: for `"even"`: how many of them come first, at least 1; fewer where `full_steps` leaves no room for the
+            last step beside them.
 
     Returns:
         One entry per step, or None for no mask.
 
     Raises:
-        ConfigError: an unknown preset, only one list of bins, bins that are no lengths or too short, or no number of
-            steps.
+        ConfigError: an unknown preset, only one list of bins, bins that are no lengths or too short, no number of
+            steps, or `full_steps` that are missing, too many, or given without `"even"`.
     """
     if total_steps is not None:
         check_integer("total_steps", total_steps, minimum=1)
+    if full_steps is not None and mask_policy != "even":
+        raise ConfigError(f"full_steps={full_steps!r} is for an even mask: pass mask_policy='even' with it")
     if compute_bins is not None and cache_bins is not None:
         return _explicit(compute_bins, cache_bins, total_steps)
     if compute_bins is not None or cache_bins is not None:
         raise ConfigError("only one of compute_bins and cache_bins was given: expected both, or none and a mask_policy")
     if mask_policy is None or mask_policy == "none":
         return None
-    if mask_policy not in PRESETS:
-        raise unknown_key(str(mask_policy), [*PRESETS, "none"], where="mask_policy")
+    if mask_policy not in (*PRESETS, "even"):
+        raise unknown_key(str(mask_policy), [*PRESETS, "even", "none"], where="mask_policy")
     if total_steps is None:
         raise ConfigError(
             f"mask_policy={mask_policy!r} needs total_steps, the number of steps: pass e.g. total_steps=28"
         )
+    if mask_policy == "even":
+        return _even(total_steps, full_steps, warmup)
     return _preset(PRESETS[mask_policy], total_steps)
+
+
+def _even(total_steps: int, full_steps: int | None, warmup: int) -> list[int]:
+    if full_steps is None:
+        raise ConfigError(
+            "mask_policy='even' needs full_steps, the number of steps to compute: pass e.g. full_steps=12"
+        )
+    check_integer("warmup", warmup, minimum=1)
+    check_integer("full_steps", full_steps, minimum=1)
+    if full_steps > total_steps:
+        raise bad_value("full_steps", full_steps, f"at most total_steps={total_steps}")
+    warmup = min(warmup, max(full_steps - 1, 1))
+    rest, length = full_steps - warmup, total_steps - warmup
+    spread = {warmup - 1 + (2 * place * length + rest) // (2 * rest) for place in range(1, rest + 1)} if rest else set()
+    return [int(step < warmup or step in spread) for step in range(total_steps)]
 
 
 def _explicit(compute_bins: Sequence[int], cache_bins: Sequence[int], total_steps: int | None) -> list[int]:
