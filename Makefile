@@ -46,8 +46,16 @@ format: $(READY) ## ruff: format, and mend what it can
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(READY) ## what the wrapper costs on this machine
-	$(BIN)/python -m bench.overhead $(ARGS)
+# Without ARGS: all benches that need no GPU, in build/, where nothing that is committed lies; an interrupted run goes on.
+BENCHES := quality overhead scaling
+MEASURED := build/bench/all
+bench: $(READY) ## measure quality, costs and scaling (hours), make one page of it; one of them: ARGS='quality --quick'
+ifeq ($(strip $(ARGS)),)
+	for bench in $(BENCHES); do $(BIN)/cache-dit bench $$bench --out $(MEASURED)/$$bench.json || exit 1; done
+	$(BIN)/cache-dit bench report $(MEASURED) --out $(MEASURED)/report.html
+else
+	$(BIN)/cache-dit bench $(ARGS)
+endif
 
 docs: $(READY_DOCS) ## the documentation's site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -1,5 +1,6 @@
 """The benchmark of what the cache costs: that it measures what it says. Its times are not tested."""
 
+import argparse
 import json
 import logging
 import math
@@ -12,28 +13,18 @@ import pytest
 import torch
 
 import cache_dit.caching.measure
-from bench import overhead
-from bench.common import (
-    ALWAYS,
-    QUICK,
-    cached,
-    drifting,
-    half_mask,
-    make_inputs,
-    make_transformer,
-    median_ratio,
-    pairs_of,
-    ratio_of_medians,
-    static,
-    twin,
-    with_blocks,
-)
-from bench.findings import Finding, speedups
-from bench.groups import GROUPS
-from bench.groups.memory import most_alive
-from bench.groups.predictors import predictors
+from bench.commands.overhead import COMMAND
+from bench.common import ALWAYS, median_ratio, pairs_of, ratio_of_medians, static, twin
+from bench.findings import Finding
+from bench.overhead.common import QUICK, cached, half_mask
+from bench.overhead.groups import GROUPS
+from bench.overhead.groups.predictors import predictors
+from bench.overhead.speedups import speedups
+from bench.peers.cost import drifting, make_inputs, make_transformer, most_alive, with_blocks
 from bench.reads import counted, reads_per_step
 from cache_dit.caching.history import History
+from cache_dit.cli.arguments import UsageError
+from cache_dit.errors import ConfigError
 
 TINY = replace(QUICK, runs=1)
 
@@ -50,11 +41,18 @@ def quiet_and_alone() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def run(*flags: str) -> int:
+    """The command, without the report that follows it."""
+    parser = argparse.ArgumentParser()
+    COMMAND.add_arguments(parser)
+    return COMMAND.run(parser.parse_args(flags))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a quick run of all groups saves."""
+    """What a quick run of all our own groups saves."""
     path = tmp_path_factory.mktemp("bench") / "results" / "overhead.json"
-    overhead.main(["--quick", "--runs", "1", "--threads", "1", "--json", str(path)])
+    assert run("--quick", "--runs", "1", "--out", str(path), "--only", *GROUPS) == 0
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -170,8 +168,8 @@ def test_a_measured_step_reads_once_and_a_planned_one_never(options: dict[str, A
 
 def test_a_quick_run_saves_every_group_whole(saved: dict[str, Any]):
     assert saved["machine"]["versions"]["torch"] == torch.__version__
-    assert saved["model"]["hidden"] == QUICK.hidden
-    assert list(saved["seconds"]) == list(GROUPS)
+    assert saved["settings"]["model"]["hidden"] == QUICK.hidden
+    assert list(saved["rows"]) == [f"group/{group}" for group in GROUPS]
     counts = {group: sum(row["group"] == group for row in saved["findings"]) for group in GROUPS}
     assert counts == {
         "core": 7,
@@ -254,23 +252,54 @@ def test_predictors_are_timed_with_all_their_snapshots():
     assert reads["predictions"] == [0, 2] * 7, "one for image and one for text, once they are new"
 
 
+def test_the_samples_that_findings_are_made_of_are_kept(saved: dict[str, Any]):
+    samples = {sample["what"]: sample["seconds"] for sample in saved["rows"]["group/core"]["samples"]}
+    times = samples["nothing cached"]
+    assert {len(row) for rows in times.values() for row in rows} == {QUICK.steps}
+    value = rows(saved, "core", "×")["wrapped ÷ bare, threshold 0"]
+    assert value == pytest.approx(median_ratio(pairs_of(times, "never", "bare")), rel=1e-3)
+
+
 # -- the command
 
 
-def test_a_run_prints_its_rows_by_group(capsys: pytest.CaptureFixture[str]):
-    overhead.main(["--quick", "--runs", "1", "--threads", "1", "--only", "pruning"])
-    shown = capsys.readouterr().out
-    assert "pruning" in shown
-    assert "wrapped ÷ bare" in shown
-    assert "guidance" not in shown
+@pytest.fixture
+def two_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two groups of one finding each; which of them ran."""
+    ran: list[str] = []
+
+    def group(name: str) -> Any:
+        def measured(size: Any) -> list[Finding]:
+            ran.append(name)
+            return [Finding(f"a {name}", 1.0, "×")]
+
+        return measured
+
+    groups = {"first": group("first"), "second": group("second")}
+    monkeypatch.setattr("bench.overhead.run.GROUPS", groups)
+    monkeypatch.setattr("bench.overhead.run.NAMES", ("first", "second"))
+    return ran
 
 
-@pytest.mark.parametrize("flags", [["--quick"], ["--only", "core"]])
-def test_only_a_full_run_replaces_the_saved_results(flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(overhead, "RESULTS", tmp_path / "overhead.json")
-    monkeypatch.setattr(overhead, "GROUPS", {"core": lambda size: [Finding("a", 1.0, "×")], "b": lambda size: []})
-    overhead.main(flags)
-    assert not (tmp_path / "overhead.json").exists()
-    overhead.main([])
-    saved = json.loads((tmp_path / "overhead.json").read_text(encoding="utf-8"))
-    assert [(row["group"], row["name"]) for row in saved["findings"]] == [("core", "a")]
+def test_a_run_goes_on_where_another_stood(two_groups: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "overhead.json"
+    run("--quick", "--out", str(out), "--only", "second")
+    assert two_groups == ["second"]
+    run("--quick", "--out", str(out))
+    assert two_groups == ["second", "first"]
+    found = json.loads(out.read_text(encoding="utf-8"))["findings"]
+    assert [(row["group"], row["name"]) for row in found] == [("first", "a first"), ("second", "a second")]
+    assert "a first" in capsys.readouterr().out
+
+
+def test_a_group_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match="no group is called 'cores': it is one of core, memory"):
+        run("--quick", "--out", str(tmp_path / "overhead.json"), "--only", "cores")
+
+
+def test_results_of_another_number_of_runs_are_not_mixed(two_groups: list[str], tmp_path: Path):
+    out = tmp_path / "overhead.json"
+    run("--quick", "--out", str(out), "--runs", "1")
+    with pytest.raises(ConfigError, match=r"model\.runs"):
+        run("--quick", "--out", str(out), "--runs", "2")
+    assert two_groups == ["first", "second"]

@@ -6,42 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from bench.report import style
+from bench.report.style import CACHED, COMPUTED, GRID, INK, SOFT
 from tools.docs.studies import Study
 
 Data = dict[str, Any]
 
-COMPUTED, CACHED, INK, SOFT, GRID = "#2a6f97", "#e3a72f", "#1d1c1a", "#8a8780", "#e2dfd8"
-
 _SPEEDUP = "ideal speed-up"
-
-plt.rcParams.update(
-    {
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cache_dit",
-        "axes.edgecolor": SOFT,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.7,
-        "xtick.color": SOFT,
-        "ytick.color": SOFT,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-    }
-)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -50,10 +26,7 @@ def save(figure: Figure, path: Path) -> None:
         if axis.get_xlabel() == _SPEEDUP:
             axis.margins(x=0.12)
             axis.set_xlim(left=1)
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    lines = (line.rstrip() for line in path.read_text(encoding="utf-8").splitlines())
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    style.save(figure, path)
 
 
 def settings(path: Path, data: Data, baseline: Data, *, study: Study) -> None:

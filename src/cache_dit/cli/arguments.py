@@ -15,19 +15,22 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: a file in ``cache_dit.cli.commands`` has one, under the name ``COMMAND``.
+    """A subcommand: a file in ``cache_dit.cli.commands`` or ``bench/commands`` has one, under the name ``COMMAND``.
 
     Args:
         name: as it is typed.
         help: one line for ``cache-dit --help``.
         add_arguments: declares its arguments on its parser.
         run: does it, and gives the exit status.
+        passes_on: whether it has subcommands of its own. Then it declares no arguments, and ``run`` finds all that was
+            typed after its name in ``arguments.rest``.
     """
 
     name: str
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    passes_on: bool = False
 
 
 class Parser(argparse.ArgumentParser):

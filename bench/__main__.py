@@ -1,0 +1,8 @@
+"""``python -m bench``: the same as ``cache-dit bench``."""
+
+import sys
+
+from bench.application import main
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m bench"))

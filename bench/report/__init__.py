@@ -1,0 +1,1 @@
+"""The report: what the benches found, as a page for people."""

@@ -1,0 +1,185 @@
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.quality import jobs
+from bench.quality.choose import evaluation_key, method_key, search_key
+from bench.quality.findings import findings, timing_key
+from bench.quality.jobs import Setup, done
+from bench.quality.method import InProcess, NotRun
+from bench.quality.ours import BASELINES, OURS
+from bench.quality.pictures import held_out_pictures, search_pictures
+from bench.quality.run import Plan, evaluation_jobs, run, spread_out
+from bench.quality.section import SECTION
+from bench.results import Results
+
+MASK = next(method for method in OURS if method.name == "even mask, taylor1")
+(FEWER,) = BASELINES
+STEPS = 4
+
+
+class Absent:
+    """A method whose environment is not there, under a name that is in no table."""
+
+    name, owner, environment, family = "absent", "peer", "elsewhere", "absent"
+
+    def settings(self, steps):
+        return [{"a": 1}, {"a": 2}]
+
+    @contextmanager
+    def drawer(self, context):
+        raise NotRun("no such environment")
+        yield
+
+
+class Broken(InProcess):
+    """A method whose second setting raises."""
+
+    name, owner, family = "broken", "peer", "broken"
+
+    def settings(self, steps):
+        return [{"ok": True}, {"ok": False}]
+
+    def put_on(self, pipe, parameters, context):
+        if not parameters["ok"]:
+            raise RuntimeError("does not fit")
+
+    def take_off(self, pipe):
+        return ""
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """The methods that jobs find by their names."""
+    known = {method.name: method for method in (MASK, FEWER, Absent(), Broken())}
+    monkeypatch.setattr(jobs, "methods", lambda: known)
+    return known
+
+
+def plan_of(table, folder: Path, *names, **options):
+    return Plan(
+        methods={name: table[name] for name in names},
+        setup=Setup(STEPS, "processor", 1, folder),
+        budgets=(1.5, 2.0),
+        search=search_pictures(1),
+        held_out=held_out_pictures(2, 1),
+        timed_pictures=1,
+        timed_runs=1,
+        **options,
+    )
+
+
+def results_at(folder: Path):
+    settings = {"quick": True, "steps": STEPS, "budgets": [1.5, 2.0], "pictures": 2, "seeds": 1, "threads": 1}
+    return Results.open(
+        folder / "quality.json", "quality", {**settings, "search_captions": 1, "candidates": 24, "clock": "processor"}
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of two methods, and its plan."""
+    folder = tmp_path_factory.mktemp("whole")
+    plan = plan_of({MASK.name: MASK, FEWER.name: FEWER}, folder, MASK.name, FEWER.name, candidates=4)
+    results = results_at(folder)
+    run(results, plan)
+    return results, plan
+
+
+def test_a_run_has_a_row_for_each_candidate_each_chosen_setting_and_each_timed_budget(finished):
+    results, plan = finished
+
+    for name in plan.methods:
+        candidates = results.rows[method_key(name)]["candidates"]
+        assert {key for key in results.rows if key.startswith(f"search/{name}/")} == {
+            search_key(name, one) for one in candidates
+        }
+    chosen = {job.key for job in evaluation_jobs(results.rows, plan)}
+    assert chosen == {key for key in results.rows if key.startswith("result/")}
+    assert chosen
+    assert timing_key(2.0) in results
+
+
+def test_a_result_holds_a_raw_sample_of_each_picture(finished):
+    results, plan = finished
+    (job, *_) = evaluation_jobs(results.rows, plan)
+
+    row = results.rows[job.key]
+
+    assert {name: len(row[name]) for name in ("psnr", "ssim", "lpips", "work", "blocks", "seconds")} == dict.fromkeys(
+        ("psnr", "ssim", "lpips", "work", "blocks", "seconds"), 2
+    )
+    assert row["speedup"] == pytest.approx(row["uncached"]["work"] * 2 / sum(row["work"]), abs=1e-4)
+
+
+def test_a_run_that_was_ended_draws_only_what_is_missing(finished, tmp_path, monkeypatch):
+    results, plan = finished
+    again = results_at(tmp_path)
+    again.rows = dict(results.rows)
+    missing = evaluation_key(FEWER.name, {"steps": 2})
+    del again.rows[missing]
+    drawn = []
+    monkeypatch.setattr(jobs.Artist, "do", lambda self, job: drawn.append(job.key) or dict(results.rows[job.key]))
+
+    run(again, plan)
+
+    assert drawn == [missing]
+    assert again.rows == {**results.rows, "metrics": again.rows["metrics"]}
+
+
+def test_findings_hold_ours_against_the_best_of_the_others(finished):
+    results, _ = finished
+
+    found = {(one.group, one.name): one for one in findings(results.rows, results.settings)}
+
+    ours, other = found["mean PSNR at 2×", MASK.name], found["mean PSNR at 2×", FEWER.name]
+    compared = found["ours against the others", "ours − best other at 2×, mean PSNR"]
+    assert compared.value == pytest.approx(ours.value - other.value)
+    assert compared.low <= compared.value <= compared.high
+    assert compared.reached == (compared.value > 0)
+    assert found["measured speed-up at 2×", FEWER.name].value > 1
+
+
+def test_the_section_shows_results_that_are_whole_partly_there_and_empty(finished, tmp_path):
+    results, _ = finished
+    searched = results_at(tmp_path)
+    whole = SECTION.text(results)
+
+    assert "| **even mask, taylor1** | ours |" in whole
+    assert next(drawn.name for drawn in SECTION.figures(results)) == "bench_quality_psnr"
+    assert SECTION.text(searched)
+    searched.rows = {key: row for key, row in results.rows.items() if not key.startswith("result/")}
+    assert "### The search" in SECTION.text(searched)
+    assert not list(SECTION.figures(searched))
+
+
+def test_a_method_that_cannot_run_is_told_and_the_others_go_on(table, tmp_path):
+    results = results_at(tmp_path)
+
+    run(results, plan_of(table, tmp_path, "absent", "broken", FEWER.name, candidates=2))
+
+    assert results.rows[method_key("absent")]["not run"] == "no such environment"
+    assert results.rows[search_key("broken", {"ok": False})]["failed"] == "RuntimeError: does not fit"
+    assert results.rows[search_key("broken", {"ok": True})]["psnr"] == [None]  # nothing was put on: the same picture
+    assert any(key.startswith("result/fewer steps/") for key in results.rows)
+    text = SECTION.text(results)
+    assert "- absent: no such environment" in text
+    assert "- broken: 1 settings failed, e.g. RuntimeError: does not fit" in text
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_rows_of_one(table, tmp_path):
+    plan = plan_of(table, tmp_path, FEWER.name)
+    work = [jobs.Job("a", FEWER.name, {"steps": 2}, plan.search), jobs.Job("b", FEWER.name, {"steps": 3}, plan.search)]
+
+    alone = {job.key: row for job, row in done(work, plan.setup, 1)}
+    together = {job.key: row for job, row in done(work, plan.setup, 2)}
+
+    assert together == alone
+
+
+def test_candidates_that_are_too_many_are_thinned_out_evenly():
+    assert spread_out(list(range(10)), 4) == [0, 3, 6, 9]
+    assert spread_out([1, 2], 4) == [1, 2]
+    assert spread_out([1, 2], 1) == [1]
