@@ -33,7 +33,8 @@ def with_report(command: Command) -> Command:
 
     def run(arguments: argparse.Namespace) -> int:
         status = command.run(arguments)
-        if hasattr(arguments, "committed_out") and out_of(arguments).is_file():
+        measured = hasattr(arguments, "committed_out") and not getattr(arguments, "list", False)
+        if measured and out_of(arguments).is_file():
             _report(out_of(arguments))
         return status
 

@@ -1,8 +1,10 @@
-"""What several benches share: the extremes of a threshold, and how times are compared."""
+"""What several benches share: the extremes of a threshold, how times are compared, and quiet."""
 
+import contextlib
+import logging
 import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.peers.cost import Times, twin
@@ -16,6 +18,7 @@ __all__ = [
     "median_ms",
     "median_ratio",
     "pairs_of",
+    "quiet",
     "ratio_of_medians",
     "static",
     "twin",
@@ -61,3 +64,17 @@ def flat(rows: Iterable[Iterable[float]]) -> list[float]:
 
 def median_ms(seconds: Iterable[float]) -> float:
     return 1000 * statistics.median(seconds)
+
+
+@contextlib.contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Without the warnings of these loggers inside, e.g. that nothing was skipped, where that is the point."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

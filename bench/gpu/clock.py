@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-#: Seconds of each model's every step in every run.
-Times = dict[str, list[list[float]]]
+from bench.peers.cost import CLOCKS, Times
 
 
 class Clock(Protocol):
@@ -39,7 +38,7 @@ class HostClock:
 
     def __init__(self, name: str = "wall") -> None:
         self.name = name
-        self._now = {"wall": time.perf_counter, "processor": time.process_time}[name]
+        self._now = CLOCKS[name]
 
     def stamp(self) -> float:
         return self._now()

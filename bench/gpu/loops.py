@@ -13,6 +13,7 @@ from bench.common import ALWAYS, NEVER, static, twin
 from bench.gpu.models import Made, Spec, without_blocks
 from bench.gpu.stage import Stage, cached, told
 from bench.peers.work import WorkMeter
+from bench.quality.masks import even_mask as even_mask_of
 from cache_dit import steps_mask
 
 Row = dict[str, Any]
@@ -24,9 +25,7 @@ GOAL, EVERY = 3.9, 4
 
 def even_mask(steps: int, speedup: float = GOAL) -> list[int]:
     """Evenly spread computed steps, of which all steps are about ``speedup`` times as many."""
-    computed = max(1, round(steps / speedup))
-    at = {round(place * steps / computed) for place in range(computed)}
-    return [int(step in at) for step in range(steps)]
+    return even_mask_of(steps, max(1, round(steps / speedup)), last=False)
 
 
 def denoise(made: Made, model: Any, steps: int, before: Callable[[int], None] | None = None) -> torch.Tensor:

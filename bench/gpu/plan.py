@@ -118,7 +118,8 @@ def run(
         results.add(item.key, {**row, "seconds_taken": now() - start})
         say(f"{item.key}: {now() - start:.1f} s{', ' + row['error'] if 'error' in row else ''}")
     stage.clear()
-    results.add(LEFT_OUT, {"keys": left})
+    left += results.rows.get(LEFT_OUT, {"keys": []})["keys"]  # of a run before that made other rows
+    results.add(LEFT_OUT, {"keys": [key for key in dict.fromkeys(left) if key not in results]})
 
 
 def _made(item: Item, stage: Stage) -> Row:

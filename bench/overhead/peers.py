@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench.overhead.contenders import Case
+from bench.overhead.peer_findings import failed
 from bench.peers import cost
 from bench.peers.client import Peer, PeerError
 from bench.peers.environment import Environment, PeerUnavailableError
@@ -47,14 +48,14 @@ class Workers(contextlib.ExitStack):
 
 
 def measure(results: Results, cases: Iterable[Case], threads: int) -> dict[str, str]:
-    """Add the rows that are not there yet.
+    """Add the rows that are not there yet, and those that failed when they were tried before.
 
     Returns:
         The versions whose environment is not available, and why; their rows are missing.
     """
     with Workers(threads) as workers:
         for case in cases:
-            if case.key in results:
+            if case.key in results and not failed(results.rows[case.key]):
                 continue
             try:
                 found = cost.run(measure=case.measure, **case.arguments) if case.version is None else {}

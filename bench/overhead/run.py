@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
 
+from bench.common import quiet
 from bench.findings import Finding
 from bench.overhead import peers
 from bench.overhead.common import Size, keeping_samples
@@ -20,8 +19,6 @@ from bench.overhead.groups import GROUPS
 from bench.overhead.peer_findings import peer_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bench.results import Results
 
 #: The way to compile that a quick run tries.
@@ -58,7 +55,7 @@ def measure(
     Returns:
         The peers that are missing, and why.
     """
-    with quiet():
+    with quiet("cache_dit", "torch._dynamo"):  # that nothing was skipped is the point here
         for name in groups:
             if name in GROUPS:
                 results.row(f"group/{name}", lambda name=name: _group(name, size))
@@ -88,17 +85,3 @@ def findings_of(rows: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """What follows from the rows, whichever are there."""
     ours = [Finding(**one) for name in GROUPS for one in rows.get(f"group/{name}", {"findings": []})["findings"]]
     return [*ours, *peer_findings(rows)]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of caches that nothing was skipped: that is the point here."""
-    loggers = [logging.getLogger(name) for name in ("cache_dit", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

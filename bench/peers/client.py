@@ -70,7 +70,7 @@ class Peer:
         answer = self._answer(what, self.timeout if timeout is None else timeout)
         if not answer["ok"]:
             error = answer["error"]
-            raise PeerError(f"asked to {what}, the peer raised {error['type']}: {error['message']}\n{error['trace']}")
+            raise PeerError(f"asked to {what}, the peer raised {error['type']}: {error['message']}\n{error['places']}")
         return answer["result"]
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
     {"id": 1, "do": "versions"}
     {"id": 1, "ok": true, "result": {"torch": "2.13.0", ...}}
-    {"id": 2, "ok": false, "error": {"type": "ValueError", "message": "...", "trace": "..."}}
+    {"id": 2, "ok": false, "error": {"type": "ValueError", "message": "...", "places": "..."}}
 
 It stands on its own: run by path, it imports nothing of this repository but the files beside it that stand on their
 own too. Answers go to what was the standard output when it began; whatever a library prints goes to the error stream.
@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -153,12 +154,29 @@ def answer(worker: Worker, line: str) -> dict[str, Any]:
         result = kinds[what](**request)
         return json.loads(json.dumps({"id": number, "ok": True, "result": result}, allow_nan=False))
     except Exception as error:  # noqa: BLE001 - the one who asked decides what to do about it
-        told = {"type": type(error).__name__, "message": str(error), "trace": traceback.format_exc()[-4000:]}
+        told = {"type": type(error).__name__, "message": str(error), "places": places(error)}
         return {"id": number, "ok": False, "error": told}
+
+
+def places(error: BaseException) -> str:
+    """Where it was raised, the innermost last: file, line and function, without the text of a line."""
+    found = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename).as_posix()
+        package = file.rpartition("/site-packages/")[2] if "/site-packages/" in file else Path(file).name
+        found.append(f"{package}:{line} in {frame.f_code.co_name}")
+    return "\n".join(found[-20:])
+
+
+def _without_source_lines() -> None:
+    """The error stream, of which the end is told where this process ends, quotes no lines of the peer either."""
+    sys.tracebacklimit = 0
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
 
 
 def serve() -> None:
     """Answer each line of the standard input until it ends or says quit."""
+    _without_source_lines()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print, also from C
     worker = Worker()

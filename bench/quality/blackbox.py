@@ -148,6 +148,17 @@ def _even(steps: int) -> Iterator[Parameters]:
             yield {"full": full, **shape}
 
 
+def _few_thresholds(steps: int) -> Iterator[Parameters]:
+    """Eight of the thresholds, for predictors that are seldom the best."""
+    settings = list(_thresholds(steps))
+    yield from settings[:: len(settings) // 8][:8]
+
+
+def _few_even(steps: int) -> Iterator[Parameters]:
+    """One shape for each budget, likewise."""
+    yield from (setting for setting in _even(steps) if setting == {"full": setting["full"], "warmup": 3})
+
+
 def _presets(steps: int) -> Iterator[Parameters]:
     for preset in ("slow", "medium", "fast", "ultra"):
         yield {"mask_policy": preset, "steps_computation_policy": "static"}
@@ -182,10 +193,14 @@ def _with(predictors: tuple[str, ...], settings: Callable[[int], Iterator[Parame
 
 def _version(version: str) -> Iterator[BlackBox]:
     title = f"cache-dit {version}"
-    for predictor in PREDICTORS[version]:
+    for predictor in ("reuse", "taylor1"):
         one = (predictor,)
         yield BlackBox(f"{title} DBCache, {predictor}", version, title, _with(one, _thresholds), _as_given)
         yield BlackBox(f"{title} even mask, {predictor}", version, title, _with(one, _even), _even_config)
+    if others := PREDICTORS[version][2:]:
+        few, even = _with(others, _few_thresholds), _with(others, _few_even)
+        yield BlackBox(f"{title} DBCache, other predictors", version, title, few, _as_given)
+        yield BlackBox(f"{title} even mask, other predictors", version, title, even, _even_config)
     yield BlackBox(f"{title} preset mask", version, title, _with(PREDICTORS[version], _presets), _as_given)
     yield BlackBox(
         f"{title} dynamic preset mask", version, title, _with(("reuse", "taylor1"), _dynamic_presets), _as_given

@@ -14,7 +14,6 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 #: Whose a method is: ours, a peer's, or what needs no cache at all.
 OWNERS = ("ours", "peer", "baseline")
-#: Speed-ups by work that everyone is asked for.
 #: The share of a budget that a setting must reach on the search's pictures.
 TOLERANCE = 0.98
 
@@ -110,6 +109,22 @@ def best_of_families(listed: list[Entry]) -> list[Entry]:
         if entry.search_psnr > there.search_psnr:
             best[entry.family, entry.budget] = entry
     return list(best.values())
+
+
+#: A family that is further behind the best of a budget in the search is not drawn on the held-out pictures, in dB.
+HOPELESS = 5.0
+
+
+def hopeful(listed: list[Entry]) -> list[Entry]:
+    """The best of each family at every budget, without those that the search shows to be far behind.
+
+    What needs no cache stays in any case: it is what all others are measured by.
+    """
+    best = best_of_families(listed)
+    top: dict[float, float] = {}
+    for one in best:
+        top[one.budget] = max(one.search_psnr, top.get(one.budget, one.search_psnr))
+    return [one for one in best if one.owner == "baseline" or one.search_psnr > top[one.budget] - HOPELESS]
 
 
 def best_of(listed: list[Entry], budget: float, *owners: str) -> Entry | None:

@@ -8,7 +8,6 @@ PyramidAttentionBroadcast and FasterCache know no branches: see batched_guidance
 import ast
 import contextlib
 import io
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from diffusers import (
 )
 from diffusers.hooks import MagCacheConfig, SeaCacheConfig
 from diffusers.hooks.faster_cache import apply_faster_cache
-from diffusers.utils import logging as diffusers_logging
 
+from bench.common import quiet
 from bench.quality.batched_guidance import BatchedDrawer
 from bench.quality.masks import BUDGETS
 from bench.quality.method import Context, Drawer, InProcess, Parameters
@@ -48,7 +47,7 @@ class DiffusersCache(InProcess):
         raise NotImplementedError
 
     def put_on(self, pipe: DemoPipeline, parameters: Parameters, context: Context) -> None:
-        with quiet():
+        with quiet("diffusers"):
             pipe.transformer.enable_cache(self.config(pipe, parameters, context))
 
     def take_off(self, pipe: DemoPipeline) -> str:
@@ -91,7 +90,7 @@ class MagCache(DiffusersCache):
             return
         pipe, ratios = context.pipe, []
         for caption, seed in CALIBRATION:
-            with quiet(), contextlib.redirect_stdout(io.StringIO()) as said:
+            with quiet("diffusers"), contextlib.redirect_stdout(io.StringIO()) as said:
                 pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=context.steps))
                 try:
                     generator = torch.Generator().manual_seed(seed)
@@ -233,7 +232,7 @@ class FasterCache(_Batched):
             "pooled_projections",
         )
         denoiser = _PictureDenoiser(pipe)
-        with quiet():
+        with quiet("diffusers"):
             apply_faster_cache(denoiser, config)
 
         def forward(*, hidden_states: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
@@ -278,18 +277,6 @@ def forget_hooks(transformer: torch.nn.Module) -> None:
     for module in transformer.modules():
         for name in ("_diffusers_hook", "forward"):
             vars(module).pop(name, None)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without diffusers' advice on configurations that are searched on purpose."""
-    logger = diffusers_logging.get_logger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 #: All of diffusers' caches that a FLUX pipeline can use.

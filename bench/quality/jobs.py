@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.util import Finalize
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.common import quiet
+from bench.orphans import end_with_parent
 from bench.quality import fidelity
 from bench.quality.method import Context, Drawer, Drawing, Method, NotRun, Parameters, Picture
 from bench.quality.methods import methods
@@ -71,10 +73,11 @@ class Artist:
         except NotRun as reason:
             return {"not run": str(reason)}
         try:
-            with _quiet():
+            with quiet("cache_dit"):  # what it says, e.g. that nothing was cached, stands in the rows as notes
                 return self._measured(job, methods()[job.method], drawer)
         except Exception as error:  # a peer may raise anything; the row says what, and the others go on
             logging.getLogger(__name__).debug("%s", job, exc_info=True)
+            self.close()  # a worker that did not answer is ended: the next setting gets a new one
             return {"method": job.method, "parameters": job.parameters, "failed": f"{type(error).__name__}: {error}"}
 
     def drawer(self, name: str) -> Drawer:
@@ -140,18 +143,6 @@ class Artist:
             return Drawing(kept["pixels"], seconds, work, int(blocks))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the cache's warnings, e.g. that nothing was cached: what they say stands in the rows as notes."""
-    logger = logging.getLogger("cache_dit")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _total(drawings: Iterable[Drawing]) -> float:
     return sum(drawing.work or 0.0 for drawing in drawings)
 
@@ -166,6 +157,7 @@ def _begin(setup: Setup) -> None:
     torch.set_num_threads(setup.threads)
     artist = Artist(setup)
     Finalize(None, artist.close, exitpriority=10)  # atexit's functions are not called in such a process
+    end_with_parent(artist.close)
     _artists.append(artist)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 import cache_dit
+from bench.peers.cost import CLOCKS
 from bench.peers.work import WorkMeter
 from cache_dit.demo import DemoPipeline, load_pipeline
 
@@ -20,9 +20,6 @@ from cache_dit.demo import DemoPipeline, load_pipeline
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 #: One setting of a method: plain JSON data. `steps` is taken for the number of steps where it is given.
 Parameters = dict[str, Any]
-
-#: Wall time is what a user waits. Processor time, with one thread, tells more on a machine that others use too.
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Method(Protocol):
     family: str
 
     def settings(self, steps: int) -> list[Parameters]:
-        """The candidates of the search for pictures of so many steps, at most 24, from careful to fast."""
+        """The candidates of the search for pictures of so many steps, careful to fast; too many are thinned out."""
         ...
 
     def drawer(self, context: Context) -> AbstractContextManager[Drawer]:

@@ -11,8 +11,9 @@ def methods() -> dict[str, Method]:
     from bench.quality.blackbox import BLACK_BOXES
     from bench.quality.diffusers_caches import DIFFUSERS_CACHES
     from bench.quality.ours import BASELINES, OURS
+    from bench.quality.plans import PLANS
 
-    listed: list[Method] = [*OURS, *BASELINES, *DIFFUSERS_CACHES, *BLACK_BOXES]
+    listed: list[Method] = [*PLANS, *OURS, *BASELINES, *DIFFUSERS_CACHES, *BLACK_BOXES]
     table = {method.name: method for method in listed}
     if len(table) != len(listed):
         raise ValueError(f"two methods have one name: {sorted(method.name for method in listed)}")

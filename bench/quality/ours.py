@@ -139,6 +139,11 @@ _DBCACHE = _joined(
     _thresholds((0.3, 0.6, 1.0), (1,), (7,), 1),
 )
 
+#: Six of them, for predictors that are seldom the best.
+_DBCACHE_FEW = _joined(
+    _thresholds((0.1,), (1, 4), (1,), 1), _thresholds((0.2,), (1, 3), (2,), 1), _thresholds((0.4, 1.0), (1,), (4,), 1)
+)
+
 
 def _prune(steps: int) -> Iterator[Parameters]:
     for warmup, value in product((4, 1), (0.03, 0.06, 0.1, 0.15, 0.25, 0.4)):
@@ -213,7 +218,8 @@ OURS: tuple[InProcess, ...] = (
         _with(("reuse", "taylor1", "taylor1, damped 0.5", "taylor2", "foca", "dmd"), _presets),
         _preset_options,
     ),
-    *map(_dbcache, ("reuse", "taylor1", "taylor1, damped 0.5", "taylor2", "hermite1", "foca", "dmd")),
+    *map(_dbcache, ("reuse", "taylor1", "taylor1, damped 0.5")),
+    Cached("DBCache, other predictors", "DBCache", _with(("taylor2", "hermite1", "foca", "dmd"), _DBCACHE_FEW)),
     Cached("DBPrune", "DBPrune", _with(("reuse", "taylor1"), _prune), config=DBPruneConfig),
     _policy("teacache", "TeaCache", _thresholds((0.05, 0.1, 0.2, 0.3, 0.5, 0.8), (1, 3), (-1,), 1)),
     _policy("magcache", "MagCache", _thresholds((0.02, 0.05, 0.1, 0.2, 0.4, 1.0), (1,), (2, 6), 0)),

@@ -15,9 +15,9 @@ from bench.quality.choose import (
     Entry,
     Rows,
     best_of,
-    best_of_families,
     entries,
     evaluation_key,
+    hopeful,
     method_key,
     search_key,
     setting_text,
@@ -97,24 +97,26 @@ def search_jobs(results: Results, plan: Plan) -> Iterator[Job]:
 
 
 def evaluation_jobs(rows: Rows, plan: Plan) -> Iterator[Job]:
-    """The best setting of each family at each budget on the held-out pictures; one that is so at two budgets once."""
+    """The best setting of each family at each budget on the held-out pictures, unless it is hopeless; each once."""
     jobs = {}
-    for entry in best_of_families([one for one in entries(rows, plan.budgets) if one.method in plan.methods]):
+    for entry in hopeful([one for one in entries(rows, plan.budgets) if one.method in plan.methods]):
         key = evaluation_key(entry.method, entry.parameters)
         jobs[key] = Job(key, entry.method, entry.parameters, plan.held_out, whole=True)
     yield from jobs.values()
 
 
 def carry_out(results: Results, plan: Plan, phase: str, jobs: Sequence[Job]) -> None:
-    """Do the jobs that have no row yet."""
-    left = [job for job in jobs if job.key not in results]
+    """Do the jobs that have no row yet, and those that failed when they were tried before."""
+    left = [job for job in jobs if "failed" in results.rows.get(job.key, {"failed": "not tried"})]
     with _bar(f"quality: {phase}", len(jobs)) as advance:
         advance(len(jobs) - len(left))
         for job, row in done(left, plan.setup, plan.processes) if left else ():
+            key = method_key(job.method)
             if "not run" in row:
-                key = method_key(job.method)
                 results.add(key, {**results.rows[key], **row})
             else:
+                if "not run" in results.rows[key]:  # it could not in a run before
+                    results.add(key, {name: value for name, value in results.rows[key].items() if name != "not run"})
                 results.add(job.key, row)
             advance(1)
 
@@ -131,12 +133,19 @@ def _bar(what: str, total: int) -> Iterator[Any]:
 
 
 def time_winners(results: Results, plan: Plan) -> None:
-    """At each budget the best of ours and of the others, in turns with the uncached pipeline, in this process."""
+    """At each budget the best of ours and of the others, in turns with the uncached pipeline, in this process.
+
+    Times of others than the best, from a run before with fewer methods, are replaced; a run of some methods leaves the
+    times as they are where it has not all of the best.
+    """
+    listed = entries(results.rows, plan.budgets)
     for budget in plan.budgets:
-        listed = [entry for entry in entries(results.rows, plan.budgets) if entry.method in plan.methods]
         winners = [best_of(listed, budget, "ours"), *(best_of(listed, budget, owner) for owner in OTHERS)]
         running = [entry for entry in winners if entry is not None]
-        if running and timing_key(budget) not in results:
+        there = results.rows.get(timing_key(budget), {"methods": {}})["methods"]
+        timed = {name: one["parameters"] for name, one in there.items()}
+        stale = timed != {entry.method: entry.parameters for entry in running}
+        if running and stale and all(entry.method in plan.methods for entry in running):
             with _bar(f"quality: time at {budget:g}×", plan.timed_pictures * plan.timed_runs) as advance:
                 results.add(timing_key(budget), {"methods": _timed(running, plan, advance)})
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.findings import interval_text
-from bench.quality.choose import TOLERANCE, Entry, best_of, described, entries, searched
+from bench.quality.choose import HOPELESS, TOLERANCE, Entry, best_of, described, entries, method_key, searched
 from bench.quality.fidelity import CEILING
 from bench.quality.findings import TIMED, findings
 from bench.quality.plots import has_lpips, lpips_figure, lpips_of, psnr_figure
 from bench.report.section import Drawn, Section, markdown_table
 from bench.results import Results
+from cache_dit.demo.plans import demo_plan, steps_planned
 
 _OWNERS = {"ours": "ours", "peer": "peer", "baseline": "no cache"}
 
@@ -57,8 +58,24 @@ def _method(results: Results) -> str:
         f"method has up to {settings['candidates']} settings; each is tried on {captions}, "
         f"and at each budget ({budgets}) the one with the best mean PSNR is taken among those whose speed-up by work "
         f"is at least {TOLERANCE:g} of it. Of methods that differ in their predictor alone the best in the search goes "
-        f"on. What is shown is the result on {settings['pictures']} pictures of other captions, whose speed-up is told "
-        f"beside it. A PSNR above {CEILING:g} dB, or of the very same picture, counts as {CEILING:g} dB.{lpips}\n"
+        f"on, unless it is more than {HOPELESS:g} dB behind the best of all. What is shown is the "
+        f"result on {settings['pictures']} pictures of other captions, whose speed-up is told "
+        f"beside it. A PSNR above {CEILING:g} dB, or of the very same picture, counts as {CEILING:g} dB.{lpips}"
+        f"{_planned(results)}\n"
+    )
+
+
+def _planned(results: Results) -> str:
+    """What the plans cost to find: that search is not among the candidates."""
+    steps = results.settings["steps"]
+    if method_key("plan") not in results.rows or steps not in steps_planned():
+        return ""
+    cost = demo_plan(steps).cost
+    prompts = cost["prompts"]
+    return (
+        f" `plan` is the demo model's plan, which was searched beforehand with {prompts['search']} captions of its own "
+        f"and judged on {prompts['held_out']} more, in the time of {cost['uncached_runs']:.0f} uncached runs; the "
+        f"others' settings took no search but the one counted here."
     )
 
 
@@ -151,7 +168,9 @@ def _search(results: Results) -> str:
     if not rows:
         return ""
     heads = ("method", "whose", "candidates", "drawn", "speed-up by work")
-    return f"### The search\n\n{markdown_table(heads, rows, left=2)}"
+    totals = {shown: sum(int(row[2]) for row in rows if row[1] == shown) for shown in _OWNERS.values()}
+    said = ", ".join(f"{owner} {count}" for owner, count in totals.items() if count)
+    return f"### The search\n\nSettings that were tried: {said}.\n\n{markdown_table(heads, rows, left=2)}"
 
 
 def _environments(results: Results) -> str:
@@ -173,7 +192,9 @@ def _not_run(results: Results) -> str:
     for key, row in results.rows.items():
         if "failed" in row:
             failed.setdefault(key.split("/")[1], []).append(row["failed"])
-    lines += [f"- {method}: {len(whys)} settings failed, e.g. {whys[0]}" for method, whys in failed.items()]
+    lines += [
+        f"- {method}: {len(whys)} settings failed, e.g. {whys[0].splitlines()[0]}" for method, whys in failed.items()
+    ]
     return "### Not run\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -1,7 +1,8 @@
 """cache_dit: a cache for Diffusion Transformers, put on with one line: ``cache_dit.enable_cache(pipe)``."""
 
 import importlib as _importlib
-from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from cache_dit.caching import (
     BlockAdapter,
@@ -9,8 +10,10 @@ from cache_dit.caching import (
     ForwardPattern,
     Inspection,
     PatchFunctor,
+    Plan,
     PolicyCalibration,
     calibrate,
+    calibrate_guard,
     disable_cache,
     enable_cache,
     get_adapter,
@@ -105,6 +108,7 @@ __all__ = [
     "Pattern_3",
     "Pattern_4",
     "Pattern_5",
+    "Plan",
     "PolicyCalibration",
     "SessionError",
     "TaylorSeerCalibratorConfig",
@@ -113,6 +117,7 @@ __all__ = [
     "block_range",
     "cache_type",
     "calibrate",
+    "calibrate_guard",
     "disable_cache",
     "disable_print",
     "enable_cache",
@@ -123,6 +128,7 @@ __all__ = [
     "load_configs",
     "load_options",
     "load_parallelism_config",
+    "plan",
     "preset",
     "refresh_context",
     "register_policy",
@@ -136,10 +142,15 @@ __all__ = [
     "version_tuple",
 ]
 
+if _TYPE_CHECKING:
+    from cache_dit.planning import plan
+
 _LAZY = ("demo", "metrics")  # subpackages that need more than torch and diffusers: imported when they are asked for
 
 
-def __getattr__(name: str) -> _ModuleType:
+def __getattr__(name: str) -> _Any:
     if name in _LAZY:
         return _importlib.import_module(f"{__name__}.{name}")
+    if name == "plan":  # likewise
+        return _importlib.import_module(f"{__name__}.planning").plan
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

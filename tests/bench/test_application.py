@@ -147,6 +147,14 @@ def test_a_command_without_results_is_followed_by_nothing(monkeypatch: pytest.Mo
     assert run_one("bench", "", [with_report(plain)], ["plain"]) == 3
 
 
+def test_a_list_of_names_is_followed_by_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(application, "_report", lambda path: pytest.fail("nothing was measured"))
+    assert main(["overhead", "--list"]) == 0
+    assert "python" in capsys.readouterr().out
+
+
 def test_makes_benches_are_benches() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     listed = re.search(r"^BENCHES := (.*)$", makefile, re.M)

@@ -139,6 +139,10 @@ def test_a_peer_that_fails_leaves_a_row_and_one_that_is_not_there_leaves_none(
     assert kept[OURS]["given"] == "reads"
     assert kept[f"cache-dit {VERSIONS[0]}"]["error"] == "it ended"
     assert f"cache-dit {VERSIONS[1]}" not in kept
+    monkeypatch.setattr(Elsewhere, "run", lambda self, version, arguments: {"given": "at last"})
+    monkeypatch.setattr(peers.cost, "run", lambda **given: pytest.fail("what is there is not measured again"))
+    peers.measure(results, some, 1)
+    assert {one["given"] for one in results.rows.values() if one["who"] != OURS} >= {"at last"}
 
 
 # -- the section

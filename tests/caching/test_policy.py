@@ -453,7 +453,7 @@ def test_a_policy_needs_a_lower_case_identifier(name: Any) -> None:
 
 
 def test_a_name_is_given_once_and_to_what_can_be_called() -> None:
-    with pytest.raises(ConfigError, match="taken: dbcache, easycache, magcache, teacache"):
+    with pytest.raises(ConfigError, match="taken: dbcache, easycache, magcache, plan, teacache"):
         register_policy(name="dbcache", factory=EveryThird)
     with pytest.raises(ConfigError, match=r"something that can be called, e\.g\. register_policy"):
         register_policy(name="nothing", factory=None)  # type: ignore[arg-type]

@@ -120,6 +120,17 @@ def test_an_even_mask_computes_as_asked_and_its_gaps_differ_by_one_at_most(
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
+@given(data=st.data(), steps=st.integers(2, 60), warmup=st.integers(1, 8), bend=st.floats(1, 3))
+def test_the_gaps_of_a_bent_mask_grow(data: st.DataObject, steps: int, warmup: int, bend: float) -> None:
+    full = data.draw(st.integers(2, steps))
+    mask = steps_mask(total_steps=steps, mask_policy="even", full_steps=full, warmup=warmup, bend=bend)
+    assert mask is not None
+    assert (len(mask), sum(mask), mask[0], mask[-1]) == (steps, full, 1, 1)
+    computed = [step for step, bit in enumerate(mask) if bit][min(warmup, full - 1) - 1 :]
+    gaps = [later - earlier for earlier, later in pairwise(computed)]
+    assert all(later >= earlier - 1 for earlier, later in pairwise(gaps))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,6 +143,7 @@ def test_an_even_mask_computes_as_asked_and_its_gaps_differ_by_one_at_most(
         ({"total_steps": 9, "mask_policy": "even"}, "mask_policy='even' needs full_steps"),
         ({"total_steps": 9, "mask_policy": "even", "full_steps": 10}, "full_steps=10 is not valid: expected at most"),
         ({"total_steps": 9, "mask_policy": "even", "full_steps": 0}, "full_steps=0 is not valid"),
+        ({"total_steps": 9, "mask_policy": "even", "full_steps": 4, "bend": 0.5}, "bend=0.5 is not valid"),
         ({"total_steps": 9, "full_steps": 4}, "full_steps=4 is for an even mask"),
         ({"compute_bins": 4, "cache_bins": [1]}, "compute_bins=4 is not valid: expected a list of lengths"),
         ({"compute_bins": [4], "total_steps": 8}, "only one of compute_bins and cache_bins was given"),

@@ -91,6 +91,7 @@ def test_every_mark_is_known_and_every_block_has_a_language() -> None:
 def test_commands_shown_are_targets_of_the_makefile_or_known() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     known = (r"make (\S+)", r"pip install \S+", r"\.venv/bin/cache-dit demo .*", r"python -m tools\.docs\.figures.*")
+    known += (r"cache-dit plan .*",)
     known += tuple(rf"cache-dit bench {command.name}(?: .*)?" for command in all_commands(commands))
     for page in PAGES:
         for block in blocks(page):

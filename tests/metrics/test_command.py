@@ -221,6 +221,36 @@ def test_all_is_every_metric_that_what_is_given_allows(
         assert [line.split(": ")[-2].split(", ")[-1] for line in lines] == expected
 
 
+def test_all_of_two_single_pictures_leaves_fid_out(
+    here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "prepared", lambda *of: lambda true, test: Mean(1.0, 1))
+    assert main(["metrics", "all", "-i1", "runs/base/0.png", "-i2", "runs/fast/0.png"]) == 0
+    assert "FID" not in capsys.readouterr().out
+    assert main(["metrics", "fid", "-i1", "runs/base/0.png", "-i2", "runs/fast/0.png"]) == 0
+    assert "FID" in capsys.readouterr().out, "who asks for it by name is told what it says"
+
+
+def test_a_picture_and_a_video_of_one_name_have_rows_of_their_own(
+    here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "fast"):
+        (here / "videos" / name).mkdir(parents=True)
+    values = {"pictures": 1.0, "videos": 2.0}
+    monkeypatch.setattr(application, "prepared", lambda metric, kind, size: lambda *_: Mean(values[kind], 2))
+    folders = ["-d", "runs", "-r", "runs/base", "-vd", "videos", "-rv", "videos/base"]
+    assert main(["metrics", "mse", *folders, "-table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| fast | 1.00000 |" in lines
+    assert "| fast | 2.00000 |" in lines
+
+
+def test_a_run_that_does_not_begin_leaves_no_file(here: Path, capsys: Captured) -> None:
+    assert main(["metrics", "mse", "-i1", "runs/base", "-i2", "runs/fast", "-plog", "no.log", "--json", "a.json"]) == 1
+    assert "cannot read the log no.log" in capsys.readouterr().err
+    assert not (here / "a.json").exists()
+
+
 def test_fid_is_made_once_with_the_batch_size(here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
@@ -263,6 +293,8 @@ def test_verbose_tells_each_pair_and_holds_for_this_run_alone(here: Path, capsys
         (["psnr", "-i1", "a", "-i2", "b", "--json", "runs"], "cannot write runs"),
         (["sharpness", "-i1", "a", "-i2", "b"], "invalid choice: 'sharpness'"),
         (["fid", "-i1", "a", "-i2", "b", "-b", "0"], "expected a whole number of at least 1"),
+        (["psnr", "-d", "runs", "-r", "nowhere"], "nowhere, which is to be compared with what is in runs, does not"),
+        (["psnr", "-i1", "a", "-i2", "b", "--json", "-", "--csv", "-"], "would mix on the standard output"),
     ],
 )
 def test_arguments_that_cannot_work_get_one_line(arguments: list[str], said: str, here: Path, capsys: Captured) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from bench.findings import Finding
 from bench.overhead.common import Size
 from bench.overhead.groups.batches import DECISIONS, compare_decisions
 from bench.peers.cost import CLOCKS
+from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 from cache_dit.caching.stats import CacheStats
 from cache_dit.demo import load_pipeline
-from cache_dit.demo.configurations import configurations
 from cache_dit.demo.fidelity import psnr
 
 PROMPTS = (
@@ -31,10 +30,13 @@ PROMPTS = (
 
 
 def demo(size: Size) -> list[Finding]:
-    """The demo's configuration "fast" with another decision each; both branches of guidance decide for themselves."""
+    """A threshold and Taylor 1 with another decision each; both branches of guidance decide for themselves."""
     prompts = list(PROMPTS[:2] if size.quick else PROMPTS)
     runs = min(4, size.runs)
-    fast = next(one for one in configurations(size.steps) if one.name == "fast")
+    options: dict[str, Any] = {
+        **{"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.2},
+        **{"max_warmup_steps": max(1, round(size.steps / 7)), "max_continuous_cached_steps": 3},
+    }
     pipe = load_pipeline(progress=False)
     names, now, order = ["bare", *DECISIONS], CLOCKS[size.clock], random.Random(0)
     times: Times = {name: [] for name in names}
@@ -45,7 +47,8 @@ def demo(size: Size) -> list[Finding]:
         for name in names:
             cache_dit.disable_cache(pipe)
             if name != "bare":
-                cache_dit.enable_cache(pipe, replace(fast.cache, decision=name), fast.calibrator)
+                config = DBCacheConfig(**options, decision=name)
+                cache_dit.enable_cache(pipe, config, TaylorSeerCalibratorConfig(taylorseer_order=1))
             generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
             start = now()
             drawn = pipe(prompts, num_inference_steps=size.steps, generator=generators, output_type="np")

@@ -22,9 +22,11 @@ from cache_dit.caching.cache_contexts import (
 )
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.calibration_run import calibrate
+from cache_dit.caching.guard_run import calibrate_guard
 from cache_dit.caching.inspection import Inspection, inspect
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.caching.pattern import ForwardPattern
+from cache_dit.caching.plan import Plan
 from cache_dit.caching.policy import register_policy
 from cache_dit.caching.predictors import register_predictor
 from cache_dit.caching.session import session
@@ -67,6 +69,7 @@ __all__ = [
     "Inspection",
     "ParamsModifier",
     "PatchFunctor",
+    "Plan",
     "PolicyCalibration",
     "PrunedBlocks",
     "PrunedContext",
@@ -76,6 +79,7 @@ __all__ = [
     "block_range",
     "cache_type",
     "calibrate",
+    "calibrate_guard",
     "disable_cache",
     "enable_cache",
     "get_adapter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import weakref
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from cache_dit.caching.build import build_state, reconfigured
 from cache_dit.caching.dress import cached_block, cached_transformer, idle_module, named_transformer, observed_module
 from cache_dit.caching.nesting import as_list
 from cache_dit.caching.pipeline import PipelineState, cached_pipeline
+from cache_dit.caching.plan import Plan
 from cache_dit.caching.stats import CacheStats, chain_stats, report, strify_options, strify_stats
 from cache_dit.caching.targets import Target
 from cache_dit.caching.transformer import TransformerState
@@ -32,7 +34,7 @@ Cacheable = TypeVar("Cacheable")
 
 def enable_cache(
     pipe_or_adapter: Cacheable,
-    cache_config: BasicCacheConfig | None = None,
+    cache_config: BasicCacheConfig | Plan | str | os.PathLike[str] | None = None,
     calibrator_config: CalibratorConfig | None = None,
     params_modifiers: ParamsModifier | list[ParamsModifier] | list[list[ParamsModifier]] | None = None,
     parallelism_config: Any = None,
@@ -44,7 +46,8 @@ def enable_cache(
 
     Args:
         pipe_or_adapter: a diffusers pipeline, a ``BlockAdapter``, or a transformer.
-        cache_config: when to compute; ``DBCacheConfig()`` when None, with Fn such that blocks are left to skip.
+        cache_config: when to compute; ``DBCacheConfig()`` when None, with Fn such that blocks are left to skip. A
+            ``Plan``, or the path of one, is ``DBCacheConfig(plan=…)``.
         calibrator_config: how skipped steps are predicted; by reuse of the last computed step when None.
         params_modifiers: options that differ from these, one per chain of blocks, in order.
         parallelism_config: parallelism is not in this version: None, or a ``ParallelismConfig`` that spreads nothing.
@@ -67,6 +70,8 @@ def enable_cache(
         )
         return pipe_or_adapter
     calibrator_config = flat_calibrator or calibrator_config
+    if isinstance(cache_config, (Plan, str, os.PathLike)):
+        cache_config = DBCacheConfig(plan=cache_config)
     check_classes(cache_config, calibrator_config)
     adapter = _described(pipe_or_adapter)
     cache_config = overlay(_default(adapter) if cache_config is None else cache_config, options, complete=True)
@@ -135,6 +140,7 @@ def _enable(
 ) -> None:
     """Check everything, then replace what was on before."""
     targets = adapter.targets(params_modifiers)
+    scheduler = getattr(adapter.pipe, "scheduler", None)
     states = []
     for target in targets:
         _refuse_second_cache(target.transformer)
@@ -145,10 +151,10 @@ def _enable(
                 calibrator_config,
                 separate_cfg=adapter.has_separate_cfg,
                 rules=adapter.rules,
+                scheduler=scheduler,
             )
         )
     pairs = [(target.transformer, state) for target, state in zip(targets, states, strict=True)]
-    scheduler = getattr(adapter.pipe, "scheduler", None)
     for options in (one for state in states for one in state.options):
         if scheduler is not None and options.cache.policy_calibration is not None:
             options.cache.policy_calibration.check(scheduler=type(scheduler).__name__)

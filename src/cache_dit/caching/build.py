@@ -25,6 +25,8 @@ _OF_THE_WHOLE = (
     "force_refresh_step_policy",
     "conditioning_diff_threshold",
     "max_sessions",
+    "plan",
+    "plan_guard",
 )
 
 
@@ -35,8 +37,9 @@ def build_state(
     *,
     separate_cfg: bool,
     rules: CallRules,
+    scheduler: Any = None,
 ) -> TransformerState:
-    """The state that puts a cache with these options on a transformer.
+    """The state that puts a cache with these options on a transformer; ``scheduler`` is its pipeline's, or None.
 
     Raises:
         ConfigError: if the options do not fit the model.
@@ -52,7 +55,7 @@ def build_state(
         _refuse_differing(spec, options, chains[0][1])
     module = getattr(target.transformer, "_orig_mod", target.transformer)
     state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
-    state.configure(state.options)
+    state.configure(state.options, scheduler)
     state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
     state.manager = make_manager(state)
     return state

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from cache_dit.caching.chain import BlockRole, Chain, Layout, untraced
-from cache_dit.caching.measure import Reading, Transformation, read_back, read_numbers, read_relative_l1
+from cache_dit.caching.guard import Guard
+from cache_dit.caching.measure import Landing, Reading, Transformation, read_back, read_numbers, read_relative_l1
 from cache_dit.caching.options import ChainOptions
 from cache_dit.caching.past import Past
 from cache_dit.caching.policy import Action, Probe, StepPolicy
@@ -37,6 +38,7 @@ class Call:
             sample where their number is given; gives None where none can. None: nobody asks.
         judge: what decides instead of a measurement, with the diff it saw, or None.
         observer: told of every computed step; None: nobody asks.
+        guard: told by how much a computed step would have been missed; None: there is none.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Call:
     jump: Callable[..., torch.Tensor | None] | None = None
     judge: Judge | None = None
     observer: Callable[[Pass, Any], None] | None = None
+    guard: Guard | None = None
 
 
 class BaseLane:
@@ -198,7 +201,7 @@ class Lane(BaseLane):
         super().__init__(chain, layout, options)
         self.make = make
         self.policy = make()
-        self.past = Past(options, watch=self.policy.measures)
+        self.past = Past(options, watch=self.policy.measures, predictor=self.policy.predictor)
         self.probe: torch.Tensor | None = None
         self.transformation = Transformation() if self.policy.probe is Probe.LATENT else None
         self.last_role: BlockRole | None = None
@@ -290,7 +293,7 @@ class Lane(BaseLane):
         self.policy = make(records=before.records, origin=before.origin)
         if self.policy.probe is not before.probe or self.policy.measures != before.measures or not same:
             self.free()
-            self.past = Past(options, watch=self.policy.measures)
+            self.past = Past(options, watch=self.policy.measures, predictor=self.policy.predictor)
             self.transformation = Transformation() if self.policy.probe is Probe.LATENT else None
 
     def refresh(self, step: int) -> None:
@@ -431,8 +434,18 @@ class LanePass(Pass):
         lane, run = self.lane, self.run
         lane.last_role, lane.had_encoder, lane.traced = run.last_role, run.had_encoder, run.traced
         encoder = None if run.snapshot_encoder is None else self._own(run.snapshot_encoder)
+        if self.call.guard is not None:
+            self._tell(self.call.guard)
         lane.past.keep(self.call, self._own(run.snapshot_hidden), encoder)
         return "shape" if run.misfit else self.why
+
+    def _tell(self, guard: Guard) -> None:
+        """Let the guard know by how much this computed step would have been missed, where any were cached before it."""
+        last = max(self.lane.policy.computed_steps, default=None)
+        if last is not None and guard.wants(self.call.step, last):
+            miss = self.lane.past.miss(self.call, self.run.snapshot_hidden.detach())
+            if miss is not None:
+                guard.note(self.call.step, last, self.call.branch, Landing(miss))
 
     def _own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor to keep beyond this forward: a copy where it lies in a CUDA graph's memory, or may."""

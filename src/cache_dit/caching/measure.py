@@ -135,6 +135,30 @@ def relative_l1_sums(
     return changed[0], size[0]
 
 
+class Landing:
+    """Numbers on their way to the host: sent without waiting, and there by the time the next step begins.
+
+    Args:
+        values: a tensor of one dimension; on a processor it is there at once.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._event: Any = None
+        if values.is_cuda:
+            landing = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            landing.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+            values = landing
+        self._values = values
+
+    def numbers(self) -> list[float]:
+        """The numbers; waits for them where they are not there yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return read_back(self._values)
+
+
 class Travelling:
     """Numbers of a step on their way to the host: asked for when it ends, there when the next one begins.
 
@@ -150,21 +174,36 @@ class Travelling:
         packed = torch.stack(list(sums.values()))
         if group is not None:
             torch.distributed.all_reduce(packed, group=group)
-        ratios = packed[:, 0] / packed[:, 1]
-        self._event: Any = None
-        if ratios.is_cuda:
-            landing = torch.empty(ratios.shape, dtype=ratios.dtype, pin_memory=True)
-            landing.copy_(ratios, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-            ratios = landing
-        self._ratios = ratios
+        self._ratios = Landing(packed[:, 0] / packed[:, 1])
 
     def arrived(self) -> tuple[int, dict[int, float]]:
         """The step, and its ratios by block."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self.step, dict(zip(self.blocks, read_back(self._ratios), strict=True))
+        return self.step, dict(zip(self.blocks, self._ratios.numbers(), strict=True))
+
+
+def relative_miss(missed: torch.Tensor, truth: torch.Tensor, *, samples: int = 1, group: Any = None) -> torch.Tensor:
+    """Σ|missed|² / Σ|truth|² on the tensors' device, one for each sample: nothing is read back.
+
+    Args:
+        missed: the truth less what was predicted.
+        truth: a tensor of the same shape.
+        samples: the length of the first dimension, for one ratio per sample; 1: one for all.
+        group: over whose ranks the sums are taken, or None.
+    """
+    wide = torch.float32 if truth.device.type == "mps" else torch.float64
+    packed = torch.stack([_squares(missed, samples), _squares(truth, samples)]).to(wide)
+    if group is not None:
+        torch.distributed.all_reduce(packed, group=group)
+    return packed[0] / packed[1]
+
+
+def _squares(tensor: torch.Tensor, samples: int) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(tensor.reshape(samples, -1), dim=1, dtype=_wide_sum(tensor))
+    return norms * norms
+
+
+def _wide_sum(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:

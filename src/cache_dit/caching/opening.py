@@ -8,9 +8,11 @@ from typing import Any
 
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.chain import Chain, Layout
+from cache_dit.caching.guard import Guard, guard_for
 from cache_dit.caching.lane import Lane
 from cache_dit.caching.offload import relied_on_when_skipped, shares_groups, widen_back
 from cache_dit.caching.options import ChainOptions
+from cache_dit.caching.plan import Conditions, Plan
 from cache_dit.caching.policy import make_policy
 from cache_dit.caching.prune import PruneLane
 from cache_dit.caching.prune_policy import PrunePolicy
@@ -39,8 +41,26 @@ def layout_now(chain: Chain, options: ChainOptions, *, last: bool) -> tuple[Layo
     return layout, refused
 
 
+def guard_of(options: ChainOptions) -> Guard | None:
+    """The guard of a new request with these options; None where they ask for none.
+
+    Raises:
+        ConfigError: the plan was not calibrated for it.
+    """
+    if options.cache.plan is None:
+        return None
+    plan = Plan.of(options.cache.plan)
+    return guard_for(plan if options.cache.plan_guard is None else plan.with_guard(options.cache.plan_guard))
+
+
 def policy_maker(
-    options: ChainOptions, session: Session, branch: Hashable, *, model_class: str, scheduler: Any
+    options: ChainOptions,
+    session: Session,
+    branch: Hashable,
+    *,
+    model_class: str,
+    scheduler: Any,
+    run: Callable[[Plan], Conditions],
 ) -> Callable[..., Any]:
     """What makes the policy of a branch of a chain.
 
@@ -50,13 +70,19 @@ def policy_maker(
         branch: the branch.
         model_class: the transformer's class name.
         scheduler: the request's scheduler, where it is known.
+        run: what the request is like; asked for where there is a plan.
 
     Raises:
-        ConfigError: if a calibration was made with something else.
+        ConfigError: if a calibration or a plan was made with something else.
     """
     cache, steps = options.cache, session.num_inference_steps
     if isinstance(cache, DBPruneConfig):
         return functools.partial(PrunePolicy, cache, num_inference_steps=steps, origin=session.refreshed)
+    if cache.plan is not None:
+        cache.plan.check(run(cache.plan))
+        return functools.partial(
+            make_policy, cache, num_inference_steps=steps, branch=branch, origin=session.refreshed, guard=session.guard
+        )
     calibration = cache.policy_calibration
     if calibration is not None:
         name = None if scheduler is None else type(scheduler).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from cache_dit.caching.accumulating import AccumulatingPolicy
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.chain import Chain
+from cache_dit.caching.guard import guard_for
 from cache_dit.caching.history import History
+from cache_dit.caching.plan import Conditions, Plan
 from cache_dit.caching.policy import Probe, make_policy
 from cache_dit.caching.predictors import Predictor, make_predictor
 from cache_dit.config.base import bad_value
@@ -21,6 +23,9 @@ from cache_dit.config.extra import ExtraCacheConfig
 from cache_dit.config.modifier import ParamsModifier, effective, overlay
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.errors import ConfigError
+
+#: Asked for at every step, so made once.
+_DEFAULT_EXTRA = ExtraCacheConfig()
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,18 @@ class ChainOptions:
     @property
     def extra(self) -> ExtraCacheConfig:
         """The options of the measurement."""
-        return self.cache.extra_cache_config or ExtraCacheConfig()
+        return self.cache.extra_cache_config or _DEFAULT_EXTRA
+
+    def plans_as(self, other: ChainOptions) -> bool:
+        """Whether both have the same plan, and the same guard."""
+        mine, others = self.cache, other.cache
+        return (mine.plan, mine.plan_guard) == (others.plan, others.plan_guard)
 
     def predicts_as(self, other: ChainOptions) -> bool:
         """Whether what was kept by other options serves these too."""
         kept = (self.calibrator, self.cache.cache_device, self.cache.cache_dtype)
-        return kept == (other.calibrator, other.cache.cache_device, other.cache.cache_dtype)
+        same = kept == (other.calibrator, other.cache.cache_device, other.cache.cache_dtype)
+        return same and self.plans_as(other)
 
     def under(self, changes: Mapping[str, Any], calibrator: CalibratorConfig | None) -> ChainOptions:
         """These options with changed ones laid over them.
@@ -57,7 +68,8 @@ class ChainOptions:
         Raises:
             ConfigError: if they cannot work together.
         """
-        predicted = effective(self.cache, self.calibrator, ParamsModifier(None, calibrator))[1]
+        before = None if changes.get("plan") is not None else self.calibrator  # a plan says how steps are predicted
+        predicted = effective(self.cache, before, ParamsModifier(None, calibrator))[1]
         return ChainOptions(overlay(self.cache, changes, complete=True), predicted)
 
     def predictors(self) -> tuple[Predictor, Predictor]:
@@ -87,18 +99,39 @@ def _check_device(name: str | None) -> None:
         raise bad_value("cache_device", name, f"{expected}; there are {count} of {device.type!r}")
 
 
-def checked(options: ChainOptions, chain: Chain, model_class: str | None = None) -> ChainOptions:
+def _check_plan(options: ChainOptions, run: Callable[[Plan], Conditions]) -> None:
+    """Raise ``ConfigError`` where a plan is missing, has no chosen point, or holds for something else."""
+    cache = options.cache
+    if cache.plan is not None:
+        cache.plan = Plan.of(cache.plan)  # read once, and now
+        _ = cache.plan.point
+        if options.calibrator is not None:
+            raise ConfigError(
+                f"calibrator_config and plan exclude each other, the plan {cache.plan.tag} says how steps are "
+                "predicted: leave out calibrator_config"
+            )
+        asked = cache.num_inference_steps
+        cache.plan.check(run(cache.plan), **({} if asked is None else {"num_inference_steps": asked}))
+        guard_for(cache.plan if cache.plan_guard is None else cache.plan.with_guard(cache.plan_guard))
+    elif cache.plan_guard is not None:
+        raise ConfigError(f"plan_guard={cache.plan_guard!r} needs a plan to guard: pass plan too, or leave it out")
+
+
+def checked(
+    options: ChainOptions, chain: Chain, model_class: str | None = None, run: Callable[[Plan], Conditions] | None = None
+) -> ChainOptions:
     """The options of a chain, once it is clear that they can work on it.
 
     Args:
         options: the options.
         chain: the chain.
         model_class: the transformer's class name.
+        run: what is known already of the runs to come; asked for where there is a plan.
 
     Raises:
         ConfigError: if it is no cache at all, Fn or Bn exceed the number of blocks, a name is unknown, there is no
-            such device, a calibration is missing or was made for something else, or a decision by sample cannot be
-            made.
+            such device, a calibration or a plan is missing or was made for something else, or a decision by sample
+            cannot be made.
     """
     options.predictors()
     cache = options.cache
@@ -109,6 +142,8 @@ def checked(options: ChainOptions, chain: Chain, model_class: str | None = None)
         )
     _check_device(cache.cache_device)
     chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
+    if cache.plan is not None or cache.plan_guard is not None:
+        _check_plan(options, run or (lambda plan: Conditions(model_class=model_class)))
     if cache.policy_calibration is not None:
         cache.policy_calibration = PolicyCalibration.of(cache.policy_calibration)  # read once, and now
         cache.policy_calibration.check(model_class=model_class)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cache_dit.caching.history import History
+from cache_dit.caching.measure import relative_miss
 from cache_dit.caching.options import ChainOptions
 from cache_dit.caching.predictors import Predictor
 from cache_dit.caching.run import Prediction
@@ -22,10 +23,12 @@ class Past:
     Args:
         options: the chain's options.
         watch: whether its health will be asked for.
+        predictor: what predicts H and E; None: what the options say.
     """
 
-    def __init__(self, options: ChainOptions, *, watch: bool = False) -> None:
-        self.hidden_predictor, self.encoder_predictor = options.predictors()
+    def __init__(self, options: ChainOptions, *, watch: bool = False, predictor: Predictor | None = None) -> None:
+        own = None if predictor is None else (predictor, predictor)
+        self.hidden_predictor, self.encoder_predictor = own or options.predictors()
         self.hidden = options.history(self.hidden_predictor, watch=watch)
         self.encoder = options.history(self.encoder_predictor, watch=watch)
         self.coordinate = "step" if options.calibrator is None else options.calibrator.coordinate
@@ -58,6 +61,26 @@ class Past:
                 other = weights(self.encoder_predictor, encoder, time)
         hidden = Prediction(self.hidden, found, summed=summed)
         return hidden, Prediction(encoder, other, summed=summed) if encoder.times else None
+
+    def miss(self, call: Call, hidden: torch.Tensor) -> torch.Tensor | None:
+        """By how much the prediction that would have been used for a computed step misses it, for the guard.
+
+        Args:
+            call: the step's call.
+            hidden: its snapshot of H, not yet kept.
+
+        Returns:
+            Σ|F − F̂|² / Σ|F|² on the snapshot's device, one for each sample of the batch where these lie along the first
+            dimension, else one for all; None where there is nothing to predict from, or it does not fit.
+        """
+        unit, time = self._time(call)
+        times = self.hidden.times
+        if not times or unit != self.unit or time <= times[-1] or not self.hidden.fits(hidden):
+            return None
+        found = weights(self.hidden_predictor, self.hidden, time)
+        missed = self.hidden.predict([-weight for weight in found], hidden)
+        samples = call.batch if hidden.shape[0] == call.batch else 1
+        return relative_miss(missed, hidden, samples=samples, group=call.group)
 
     def _time(self, call: Call) -> tuple[str, float]:
         """A step's place, and on which coordinate: its number where the one asked for is not known."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cache_dit.caching.accumulating import EasyCachePolicy, MagCachePolicy, TeaCachePolicy
+from cache_dit.caching.planned import PlanPolicy
 from cache_dit.caching.step_policy import Action, Probe, StepPolicy, StepRecord, StepRules, warmup_steps
 from cache_dit.config.base import as_number, bad_value, check_registration, unknown_key
 from cache_dit.config.cache import BasicCacheConfig
@@ -17,6 +18,7 @@ __all__ = [
     "DBCachePolicy",
     "EasyCachePolicy",
     "MagCachePolicy",
+    "PlanPolicy",
     "Probe",
     "StepPolicy",
     "StepRecord",
@@ -96,6 +98,7 @@ register_policy(name="dbcache", factory=DBCachePolicy)
 register_policy(name="teacache", factory=TeaCachePolicy)
 register_policy(name="magcache", factory=MagCachePolicy)
 register_policy(name="easycache", factory=EasyCachePolicy)
+register_policy(name="plan", factory=PlanPolicy)
 
 _REFUSALS = {
     "last_block_not_called": "On a skipped step the last middle block was not called, so every step is computed.",
@@ -177,6 +180,8 @@ def _sentences(config: BasicCacheConfig, steps: int, count: int, smallest: float
     return {
         "off": f"The request is shorter than its warm-up of {warmup} steps plus 2; {shorter}",
         "warmup": f"The warm-up ({warmup} steps) leaves none of the {steps} steps to cache; {shorter}",
+        "plan": f"The plan computes {count} of {steps} steps.",
+        "guard": f"The guard computed {count} of {steps} steps that the plan would have cached.",
         "mask": f"steps_computation_mask says 1, or has ended, at {count} of {steps} steps; pass one with zeros.",
         "max_cached": f"max_cached_steps={config.max_cached_steps} allows no cached step.",
         "max_continuous": f"max_continuous_cached_steps={config.max_continuous_cached_steps} allows no cached step.",

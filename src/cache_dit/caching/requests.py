@@ -6,7 +6,9 @@ import contextlib
 import contextvars
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +16,16 @@ import torch
 from cache_dit.caching.attach import put_on
 from cache_dit.caching.calls import CallReader, sigma_of
 from cache_dit.caching.chain import Chain, IdleRole
+from cache_dit.caching.digest import latent_facts, schedule_facts, scheduler_facts, transformer_facts
 from cache_dit.caching.dress import observed_module as dressed_observed
+from cache_dit.caching.guard import Guard
 from cache_dit.caching.lane import Pass
 from cache_dit.caching.observe import ObserverRole, observed_module, observes
-from cache_dit.caching.opening import lane_class, layout_now, policy_maker
+from cache_dit.caching.opening import guard_of, lane_class, layout_now, policy_maker
 from cache_dit.caching.options import ChainOptions, checked
 from cache_dit.caching.pattern import CallRules
+from cache_dit.caching.plan import Conditions, Plan, branch_name
+from cache_dit.caching.planned import departure
 from cache_dit.caching.pool import SessionPool
 from cache_dit.caching.session import Request, Session
 from cache_dit.caching.stats import no_hit_reason
@@ -66,6 +72,8 @@ class Requests:
         self.direction = 0
         #: Told of every computed step of every lane while it is set: nothing is skipped then.
         self.observer: Callable[[Pass, Any], None] | None = None
+        #: Makes each request's guard while it is set, in place of the one that its plan asks for.
+        self.watching: Callable[[], Guard] | None = None
         #: The object that servers know as ``_context_manager``: its ``similarity`` may be replaced.
         self.manager: Any = None
         self._single_steps = 0  # requests of one step in a row
@@ -74,6 +82,7 @@ class Requests:
         #: The module whose calls are counted: the transformer, or the compiled wrapper around it.
         self.owner: Callable[[], Any] = lambda: None
         self.model_class = type(module).__name__
+        self._module = weakref.ref(module)
         self.reader = CallReader(type(module), self.rules)
 
     @property
@@ -96,21 +105,30 @@ class Requests:
         """The configuration of each chain."""
         return [options for _, options in self.chains]
 
-    def check(self, options: Sequence[ChainOptions]) -> list[ChainOptions]:
+    def check(self, options: Sequence[ChainOptions], scheduler: Any = None) -> list[ChainOptions]:
         """The options of all chains, once it is clear that they can work here."""
         for one, (chain, _) in zip(options, self.chains, strict=True):
-            checked(one, chain, self.model_class)
+            checked(one, chain, self.model_class, functools.partial(self.run_conditions, scheduler))
             if observes(one):
                 observed_module(chain)
         return list(options)
 
-    def configure(self, options: Sequence[ChainOptions]) -> None:
+    def run_conditions(self, scheduler: Any, plan: Plan) -> Conditions:
+        """What a plan can know of any run here: the transformer, and the scheduler where there is one."""
+        facts = {} if scheduler is None else scheduler_facts(scheduler)
+        return Conditions(model_class=self.model_class, **transformer_facts(plan, self._module()), **facts)
+
+    def configure(self, options: Sequence[ChainOptions], scheduler: Any = None) -> None:
         """Take other options for the requests to come, and end those that are open.
+
+        Args:
+            options: of each chain.
+            scheduler: that of the requests to come, where it is known.
 
         Raises:
             ConfigError: if they cannot work here; nothing has changed then.
         """
-        accepted = self.check(options)
+        accepted = self.check(options, scheduler)
         self.close_all()
         self.chains = [(chain, one) for (chain, _), one in zip(self.chains, accepted, strict=True)]
         asked = self.config.enable_separate_cfg
@@ -140,13 +158,15 @@ class Requests:
 
     def _opened(self, request: Request) -> Session:
         """A new session for a request."""
-        return Session(
+        session = Session(
             self.options,
             direction=self.direction,
-            num_inference_steps=request.steps(self.config.num_inference_steps),
+            num_inference_steps=request.steps(self.config.num_inference_steps or _planned_steps(self.options)),
             counts_down=request.counts_down,
             keep=request.keep,
         )
+        session.guard = guard_of(self.options[0]) if self.watching is None else self.watching()
+        return session
 
     def _follow(self, session: Session, request: Request, branch: Hashable) -> None:
         """Let a request go on with the options that its handle was given, if they are others now.
@@ -170,9 +190,11 @@ class Requests:
         """Let a request go on with other options from the step on that is about to begin."""
         if list(options) == session.options:
             return
-        before, steps = session.options, session.num_inference_steps
-        session.options, session.num_inference_steps = list(options), request.steps(steps)
+        before, steps, guard = session.options, session.num_inference_steps, session.guard
+        session.options, session.num_inference_steps = list(options), request.steps(steps or _planned_steps(options))
         try:
+            if not options[0].plans_as(before[0]):
+                session.guard, session.guidance_checked = guard_of(options[0]), False
             branches = {branch, *(key[0] for key in session.lanes)}
             makers = {
                 (name, index): self.maker_of_policies(session, request, one, name)
@@ -184,7 +206,7 @@ class Requests:
             for module, role in self.observers(options):
                 put_on(module, dressed_observed, role)
         except BaseException:
-            session.options, session.num_inference_steps = before, steps
+            session.options, session.num_inference_steps, session.guard = before, steps, guard
             raise
         for key, lane in list(session.lanes.items()):
             name, _, index = key
@@ -319,9 +341,40 @@ class Requests:
         if reason is not None:
             session.explained = True
             logger.warning("cache_dit: the cache was on and no step was cached: %s", reason)
+        elif (left := departure(session.lanes)) is not None:
+            session.explained = True
+            logger.warning("cache_dit: %s", left)
 
     def maker_of_policies(
-        self, session: Session, request: Request, options: ChainOptions, branch: Hashable
+        self, session: Session, request: Request, options: ChainOptions, branch: Hashable, latent: Any = None
     ) -> Callable[..., Any]:
-        """What makes the policy of a branch of a chain."""
-        return policy_maker(options, session, branch, model_class=self.model_class, scheduler=request.scheduler)
+        """What makes the policy of a branch of a chain; ``latent`` is the transformer's first input, or None."""
+        scheduler = request.scheduler
+
+        def run(plan: Plan) -> Conditions:
+            steps = request.steps(options.cache.num_inference_steps)
+            facts: dict[str, Any] = {"num_inference_steps": steps, **latent_facts(latent)}
+            if scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
+                facts |= schedule_facts(plan, scheduler, steps)
+            weighs = plan.conditions.weights is not None
+            known: Conditions = session.known.get(weighs) or self.run_conditions(scheduler, plan)
+            session.known[weighs] = known
+            return replace(known, **facts)
+
+        return policy_maker(options, session, branch, model_class=self.model_class, scheduler=scheduler, run=run)
+
+    def check_guidance(self, session: Session, step: int) -> None:
+        """Raise ``ConfigError`` where the first step called other branches of guidance than a plan was made with."""
+        if step < 1 or session.guidance_checked:
+            return
+        called = tuple({branch_name(branch) for branch, _, _ in list(session.lanes)})
+        for one in session.options:
+            if one.cache.plan is not None and called:
+                one.cache.plan.check(branches=called)
+        session.guidance_checked = True
+
+
+def _planned_steps(options: Sequence[ChainOptions]) -> int | None:
+    """The steps that a plan was made for, or None."""
+    plan = options[0].cache.plan
+    return None if plan is None else plan.conditions.num_inference_steps

@@ -17,6 +17,7 @@ from typing import Any
 from cache_dit.caching.chain import Chain
 from cache_dit.caching.clock import StepClock
 from cache_dit.caching.conditions import Conditions
+from cache_dit.caching.guard import Guard
 from cache_dit.caching.lane import BaseLane
 from cache_dit.caching.options import ChainOptions
 from cache_dit.config.base import check_flag, check_integer, joined, laid_over
@@ -70,6 +71,9 @@ class Session:
         self.bytes_by_device: dict[str, int] = {}  # of snapshots, at that peak
         self.note: str | None = None
         self.explained = False  # whether the log has said why nothing was cached
+        self.guard: Guard | None = None  # of a plan that has one
+        self.known: dict[bool, Any] = {}  # what plans can know of the model, without its weights' digest and with it
+        self.guidance_checked = False  # whether the branches are known to be those of the plan
         self.refreshed = 0  # the step at which a hint last let it begin anew
         self._diffs: dict[Chain, list[float]] = {}  # the diffs measured first in this step
         self._diffs_step = -1
@@ -88,6 +92,9 @@ class Session:
         first = self.clock.take_turns(cfg_first=cfg_first)
         self.turns = True
         self.lanes = {(first, passed, chain): lane for (_, passed, chain), lane in self.lanes.items()}
+        for lane in self.lanes.values():
+            for policy in lane.policies().values():
+                policy.branch = first
         for branch in list(self.conditions):
             self.conditions[first] = self.conditions.pop(branch)
 
@@ -172,6 +179,7 @@ class Session:
             lane.free()
 
 
+_OF_PLANS = ("plan", "plan_guard", "policy", "Fn_compute_blocks", "Bn_compute_blocks")
 _PRUNE_ONLY = frozenset(DBPruneConfig.field_names()) - frozenset(BasicCacheConfig.field_names())
 
 
@@ -194,6 +202,8 @@ class Wishes:
         if self._proven:
             self._taken, self._proven = (self.changes, self.calibrator), False
         before = self.changes
+        if changes.get("policy", "plan") != "plan":
+            before = {name: value for name, value in before.items() if name not in _OF_PLANS}
         if changes.get("cache_type") is CacheType.DBCache:
             before = {name: value for name, value in before.items() if name not in _PRUNE_ONLY}
         self.changes = joined(before, changes)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cache_dit.config.base import as_number
 from cache_dit.config.cache import BasicCacheConfig
+
+if TYPE_CHECKING:
+    from cache_dit.caching.predictors import Predictor
 
 
 class Action(enum.Enum):
@@ -43,8 +46,8 @@ class StepRecord(NamedTuple):
         computed: whether all middle blocks ran.
         diff: the diff that the step was decided by, or None if nothing was measured.
         why: a short reason code. Computed: `off`, `first`, `warmup`, `mask`, `max_cached`, `max_continuous`,
-            `accumulated`, `threshold`, `nonfinite`, `uncalibrated`, or what the engine gave, e.g. `shape`. Cached:
-            `mask` (a static mask) or `hit`.
+            `accumulated`, `threshold`, `nonfinite`, `uncalibrated`, `plan`, `guard`, or what the engine gave, e.g.
+            `shape`. Cached: `mask` (a static mask), `hit`, `plan`, or `guard`.
         pruned: of a step that is decided block by block, how many of its blocks did not run.
         blocks: how many blocks such a step has.
         block_diffs: the diffs that its blocks were decided by, in the order of the blocks.
@@ -231,6 +234,11 @@ class StepPolicy(StepRules):
     def refusal(self, diff: float) -> str | None:
         """Why a step with this finite diff is computed, as a reason code, or None if it may be skipped."""
         return None if diff < self.threshold else "threshold"
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """What predicts the skipped steps, where the policy says that too; None: what the calibrator's options say."""
+        return None
 
     @property
     def measures(self) -> bool:

@@ -20,6 +20,7 @@ from cache_dit.caching.rows import RowsRun
 from cache_dit.caching.run import Run
 from cache_dit.caching.session import Request, Session, current_request, thread_request
 from cache_dit.caching.shards import call_key, parallel_group
+from cache_dit.errors import ConfigError
 
 
 @dataclass
@@ -80,7 +81,9 @@ class TransformerState(Requests):
             if request.enabled:
                 return self._armed(forward, args, kwargs)
             self.pool.free(session)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ConfigError):  # nothing of this request was as it must be
+                self.pool.close(request.key, session)
             self.pool.release(session)
             raise
         self.pool.release(session)
@@ -103,12 +106,14 @@ class TransformerState(Requests):
         if session.refreshes(step):
             for lane in session.lanes.values():
                 lane.refresh(step)
+        self.check_guidance(session, step)
         call = Call(step, branch=branch, times=self.times(session, request, step, timestep))
         call.latent, call.batch = self.reader.latent(given)
         call.group = parallel_group(module)
         call.key = None if call.group is None else call_key(given)
         call.judge = None if self.manager is None else _judge(self.manager)
         call.observer = self.observer
+        call.guard = session.guard
         conditions = self.reader.conditions(given)
         seen = session.conditions.setdefault(branch, Conditions())
         if seen.changed(conditions):
@@ -140,7 +145,8 @@ class TransformerState(Requests):
         chain, _ = self.chains[index]
         options = forward.session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
-        make = self.maker_of_policies(forward.session, forward.request, options, forward.branch)
+        latent = forward.call.latent
+        make = self.maker_of_policies(forward.session, forward.request, options, forward.branch, latent)
         before = forward.session.replaced.pop((forward.branch, passed, index), None)
         if before is not None:
             make = functools.partial(make, records=next((known.records for known in before.policies().values()), []))

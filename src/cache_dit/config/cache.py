@@ -7,8 +7,8 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,6 +38,23 @@ _ALIASES = {
 }
 _DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WITHOUT_BLOCKS = ("magcache", "easycache")  # policies that measure nothing on blocks
+#: Options that a plan leaves nothing to decide for.
+DECIDED_BY_PLAN = (
+    "Fn_compute_blocks",
+    "Bn_compute_blocks",
+    "residual_diff_threshold",
+    "max_accumulated_residual_diff_threshold",
+    "max_warmup_steps",
+    "warmup_interval",
+    "max_cached_steps",
+    "max_continuous_cached_steps",
+    "steps_computation_mask",
+    "steps_computation_policy",
+    "policy",
+    "policy_calibration",
+    "decision",
+    "force_refresh_step_hint",
+)
 _VALUE_OF_ALIAS = {alias: value for value, aliases in _ALIASES.items() for alias in aliases}
 
 
@@ -128,6 +145,21 @@ def _check_calibration(name: str, value: Any) -> None:
         raise bad_value(name, value, "a PolicyCalibration, or the path of its JSON file")
 
 
+def _check_plan(name: str, value: Any) -> None:
+    path = isinstance(value, (str, os.PathLike))
+    if (path and not os.fspath(value)) or (
+        not path and not isinstance(value, Mapping) and type(value).__module__ == "builtins"
+    ):
+        raise bad_value(name, value, "a Plan, or the path of its JSON file")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise `ConfigError` unless `value` is a share of pictures: a number above 0 and below 1."""
+    check_number(name, value, above=0)
+    if as_number(name, value) >= 1:
+        raise bad_value(name, value, "a share below 1, e.g. 0.9: no finite number of pictures can promise all")
+
+
 def _check_device(name: str, value: Any) -> None:
     if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9_]*(:\d+)?", value):
         raise bad_value(name, value, "a device, e.g. 'cpu' or 'cuda:1'")
@@ -152,6 +184,11 @@ def _preset_mask(name: str, preset: str, steps: Any) -> list[int] | None:
             "e.g. num_inference_steps=28"
         )
     return steps_mask(total_steps=steps, mask_policy=preset)
+
+
+def _usual(name: str) -> Any:
+    """The default of an option."""
+    return next(each.default for each in fields(BasicCacheConfig) if each.name == name)
 
 
 def _tag(value: Any, shown: Callable[[Any], object] = str) -> str:
@@ -213,6 +250,11 @@ class BasicCacheConfig(SparseConfig):
         extra_cache_config: how a diff is measured; see `ExtraCacheConfig`.
         max_sessions: how many requests a transformer keeps open, at least 1; beyond it the one unused for longest is
             closed.
+        plan: a `Plan` with a chosen point, or the path of its JSON file: it says which steps are computed and how the
+            others are predicted, and nothing is measured. The options that decide are then left alone, F and B are 0,
+            and the policy is `"plan"`. A run that it does not hold for is refused. Copies share it.
+        plan_guard: the share of pictures, above 0 and below 1, for which the plan's guard is to keep its promise, by
+            computing more steps where a picture is hard; None: as the plan says.
 
     Raises:
         ConfigError: a value cannot work; the message says what was seen and what was expected.
@@ -243,6 +285,8 @@ class BasicCacheConfig(SparseConfig):
     conditioning_diff_threshold: float | None = field(default=0.25, kw_only=True)
     extra_cache_config: ExtraCacheConfig | None = field(default=None, kw_only=True)
     max_sessions: int = field(default=64, kw_only=True)
+    plan: Any = field(default=None, kw_only=True)
+    plan_guard: float | None = field(default=None, kw_only=True)
 
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
         "Fn_compute_blocks": partial(check_integer, minimum=0),
@@ -269,8 +313,10 @@ class BasicCacheConfig(SparseConfig):
         "conditioning_diff_threshold": partial(check_number, minimum=0),
         "extra_cache_config": _check_extra,
         "max_sessions": partial(check_integer, minimum=1),
+        "plan": _check_plan,
+        "plan_guard": check_share,
     }
-    _shared: ClassVar[tuple[str, ...]] = ("policy_calibration",)
+    _shared: ClassVar[tuple[str, ...]] = ("policy_calibration", "plan")
     _meaning_of_none: ClassVar[dict[str, Any]] = {"conditioning_diff_threshold": math.inf}
     _own_type: ClassVar[CacheType] = CacheType.DBCache
 
@@ -285,6 +331,16 @@ class BasicCacheConfig(SparseConfig):
             self.cache_device = str(self.cache_device)
         if isinstance(self.cache_dtype, str) or _is_torch(self.cache_dtype, "dtype"):
             self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
+        if self.plan is not None:
+            self._leave_to_plan()
+
+    def _leave_to_plan(self) -> None:
+        """With a plan, cached steps run no block: F and B are 0 where nobody asked for some."""
+        self.policy = "plan" if self.policy in (None, _usual("policy")) else self.policy
+        back: int | None = self.Bn_compute_blocks
+        self.Bn_compute_blocks = back or 0
+        if self.Fn_compute_blocks in (None, _usual("Fn_compute_blocks")):
+            self.Fn_compute_blocks = 0
 
     def _resolve_presets(self) -> None:
         """Turn the name of a preset, in the mask's place or in the policy's, into its mask."""
@@ -304,6 +360,8 @@ class BasicCacheConfig(SparseConfig):
             raise ConfigError(
                 f"cache_type={self.cache_type} is not that of a {type(self).__name__}: pass a {self.cache_type}Config"
             )
+        if self.plan is not None:
+            self._refuse_beside_plan()
         if self.cfg_compute_first and self.cfg_diff_compute_separate:
             raise ConfigError(
                 "cfg_compute_first=True and cfg_diff_compute_separate=True exclude each other: "
@@ -318,10 +376,19 @@ class BasicCacheConfig(SparseConfig):
                 f"{', '.join(_WITHOUT_BLOCKS)}"
             )
 
+    def _refuse_beside_plan(self) -> None:
+        """Raise `ConfigError` for options that decide what the plan decides."""
+        planned = {"Fn_compute_blocks": 0, "policy": "plan"}
+        for name in DECIDED_BY_PLAN:
+            value, left = getattr(self, name), planned.get(name, _usual(name))
+            if value is not None and value != left:
+                raise ConfigError(f"{name}={value!r} and plan exclude each other, the plan decides: leave out {name}")
+
     @property
     def is_static(self) -> bool:
-        """Whether a static mask alone decides each step, so that nothing is ever measured."""
-        return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
+        """Whether a static mask or a plan alone decides each step, so that nothing is measured to decide."""
+        masked = self.steps_computation_mask is not None and self.steps_computation_policy == "static"
+        return masked or self.plan is not None
 
     @property
     def watches_conditioning(self) -> bool:
@@ -332,11 +399,12 @@ class BasicCacheConfig(SparseConfig):
     def strify(self) -> str:
         """A short tag for file names, e.g. `DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0`; fields that are None show as `-`.
 
-        A policy other than "dbcache" follows the type, a step of forced refresh comes last: `…_CFG0_FR8_once`.
+        A policy other than "dbcache" follows the type, a step of forced refresh comes last: `…_CFG0_FR8_once`. With a
+        plan: `DBCache_PLAN12of28_G0.9_CFG0`, with a guard at 0.9.
         """
         if self.cache_type is CacheType.NONE:
             return "NONE"
-        parts = self._tags()
+        parts = self._tags() if self.plan is None else self._plan_tags()
         if self.steps_computation_mask is not None:
             parts += [f"SCM{''.join(map(str, self.steps_computation_mask))}", _tag(self.steps_computation_policy)]
         if self.num_inference_steps is not None:
@@ -346,6 +414,13 @@ class BasicCacheConfig(SparseConfig):
             parts += [f"FR{self.force_refresh_step_hint}", _tag(self.force_refresh_step_policy)]
         return "_".join(parts)
 
+    def _plan_tags(self) -> list[str]:
+        """The parts of the tag that say which plan is followed."""
+        path = self.plan if isinstance(self.plan, (str, os.PathLike)) else ""
+        guard = self.plan_guard or getattr(self.plan, "guard_level", None)
+        name = getattr(self.plan, "tag", os.path.splitext(os.path.basename(path))[0])
+        return [_tag(self.cache_type), f"PLAN{name}", *([] if guard is None else [f"G{guard:g}"])]
+
     def _tags(self) -> list[str]:
         """The parts of the tag that every type of cache has."""
         threshold = _tag(
@@ -353,7 +428,7 @@ class BasicCacheConfig(SparseConfig):
         )
         max_cached = _tag(self.max_cached_steps, lambda steps: max(0, steps))
         max_continuous = _tag(self.max_continuous_cached_steps, lambda steps: max(0, steps))
-        policy = [] if self.policy in (None, "dbcache") else [self.policy]
+        policy = [] if self.policy in (None, "dbcache", "plan") else [self.policy]
         return [
             _tag(self.cache_type),
             *policy,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import cycle, zip_longest
 
-from cache_dit.config.base import bad_value, check_integer, unknown_key
+from cache_dit.config.base import bad_value, check_integer, check_number, unknown_key
 from cache_dit.errors import ConfigError
 
 # Lengths of runs of computed and cached steps in turn, computed first. A row stands for as many steps as its runs add
@@ -63,13 +64,15 @@ def steps_mask(
     *,
     full_steps: int | None = None,
     warmup: int = 3,
+    bend: float = 1.0,
 ) -> list[int] | None:
     """A plan of the steps to compute (1) and to cache (0), for `DBCacheConfig(steps_computation_mask=…)`.
 
     Spelled out by the lengths of its runs, made from a preset, or even. A preset computes the first and the last
     step, and "slow" computes at least as many steps as "medium", "medium" as "fast", and "fast" as "ultra". For 1 to
     3 steps it computes all. An even mask computes the warm-up, spreads the other full steps evenly, and computes the
-    last step: `steps_mask(total_steps=10, mask_policy="even", full_steps=5, warmup=2)` is `1100100101`.
+    last step: `steps_mask(total_steps=10, mask_policy="even", full_steps=5, warmup=2)` is `1100100101`. With a `bend`
+    above 1 its gaps grow from step to step, since early steps matter more.
 
     Args:
         compute_bins: lengths, in steps, of the runs of computed steps; needs `cache_bins`. They take turns, computed
@@ -82,6 +85,7 @@ def steps_mask(
         full_steps: for `"even"`: how many steps to compute, at least 1 and at most `total_steps`.
         warmup: for `"even"`: how many of them come first, at least 1; fewer where `full_steps` leaves no room for the
             last step beside them.
+        bend: for `"even"`: at least 1; the n-th of N full steps after the warm-up lies at (n / N)^bend of the way.
 
     Returns:
         One entry per step, or None for no mask.
@@ -107,23 +111,27 @@ def steps_mask(
             f"mask_policy={mask_policy!r} needs total_steps, the number of steps: pass e.g. total_steps=28"
         )
     if mask_policy == "even":
-        return _even(total_steps, full_steps, warmup)
+        return _even(total_steps, full_steps, warmup, bend)
     return _preset(PRESETS[mask_policy], total_steps)
 
 
-def _even(total_steps: int, full_steps: int | None, warmup: int) -> list[int]:
+def _even(total_steps: int, full_steps: int | None, warmup: int, bend: float) -> list[int]:
     if full_steps is None:
         raise ConfigError(
             "mask_policy='even' needs full_steps, the number of steps to compute: pass e.g. full_steps=12"
         )
     check_integer("warmup", warmup, minimum=1)
     check_integer("full_steps", full_steps, minimum=1)
+    check_number("bend", bend, minimum=1)
     if full_steps > total_steps:
         raise bad_value("full_steps", full_steps, f"at most total_steps={total_steps}")
     warmup = min(warmup, max(full_steps - 1, 1))
     rest, length = full_steps - warmup, total_steps - warmup
-    spread = {warmup - 1 + (2 * place * length + rest) // (2 * rest) for place in range(1, rest + 1)} if rest else set()
-    return [int(step < warmup or step in spread) for step in range(total_steps)]
+    computed = list(range(warmup))
+    for place in range(1, rest + 1):
+        wanted = warmup - 1 + math.floor(length * (place / rest) ** bend + 0.5)
+        computed.append(min(max(wanted, computed[-1] + 1), total_steps - 1 - (rest - place)))
+    return [int(step in computed) for step in range(total_steps)]
 
 
 def _explicit(compute_bins: Sequence[int], cache_bins: Sequence[int], total_steps: int | None) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from cache_dit.config.base import SparseConfig, joined, unknown_key
-from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig, known_cache_type
+from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType, DBCacheConfig, known_cache_type
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.options import OPTION_KEYS, read_calibrator, read_options
 from cache_dit.config.prune import DBPruneConfig
@@ -165,6 +165,8 @@ def effective(
     cache_options = modifier.cache_config if modifier else None
     calibrator_options = modifier.calibrator_config if modifier else None
     cache = overlay(base_cache, cache_options.given() if cache_options else {}, complete=True)
+    if calibrator_options is None and cache_options is not None and cache_options.plan is not None:
+        return cache, None  # the plan says how steps are predicted
     if calibrator_options is None:
         return cache, None if base_calibrator is None else overlay(base_calibrator, {}, complete=True)
     if type(base_calibrator) is not type(calibrator_options):
@@ -189,7 +191,8 @@ def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False
     """
     given = {key: value for key, value in options.items() if value is not None}
     cls = _class_over(base, given)
-    kept = {name: value for name, value in base.given().items() if name in cls.field_names()}
+    dropped = _dropped(base, given)
+    kept = {name: value for name, value in base.given().items() if name in cls.field_names() and name not in dropped}
     laid: SparseConfig = cls() if complete else cls().reset()
     laid.update(**joined(kept, given))
     if complete:
@@ -197,6 +200,14 @@ def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False
             if isinstance(value, SparseConfig):
                 setattr(laid, name, overlay(value, {}, complete=True))
     return cast(_Config, laid)
+
+
+def _dropped(base: SparseConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of `base` makes way for `options`: for a plan all that decides, for another policy the plan."""
+    if "plan" in options:
+        return DECIDED_BY_PLAN
+    leaves = getattr(base, "plan", None) is not None and options.get("policy", "plan") != "plan"
+    return ("plan", "plan_guard", "policy", "Fn_compute_blocks") if leaves else ()
 
 
 def _class_over(base: SparseConfig, options: Mapping[str, Any]) -> type[SparseConfig]:

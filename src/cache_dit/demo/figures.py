@@ -92,7 +92,7 @@ def rich_table(comparison: Comparison) -> Table:
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) != 1 else ''}"
     runs = f"{settings.repeats} run{'s' if settings.repeats != 1 else ''} each"
     title = f"{prompts}, {settings.steps} steps, {runs}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("configuration", no_wrap=True)
     for heading in ("steps", "blocks", "time", "speed-up", "ideal", "PSNR", "worst"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from cache_dit.caching.plan import Plan
 from cache_dit.caching.stats import strify_options
+from cache_dit.config.cache import DBCacheConfig
 from cache_dit.demo.compare import Comparison, Drawing
 from cache_dit.demo.configurations import Configuration
 from cache_dit.demo.fidelity import AMPLIFICATION, Pixels, difference
@@ -162,7 +164,9 @@ def _explanations(comparison: Comparison) -> str:
 def _explanation(configuration: Configuration) -> str:
     tag = ""
     if configuration.cache is not None:
-        options = {"cache_config": configuration.cache, "calibrator_config": configuration.calibrator}
+        cache = configuration.cache
+        config = DBCacheConfig(plan=cache) if isinstance(cache, Plan) else cache
+        options = {"cache_config": config, "calibrator_config": configuration.calibrator}
         tag = f"<br><code>{escape(strify_options(options))}</code>"
     return f"<dt>{escape(configuration.name)}</dt><dd>{escape(configuration.explanation)}{tag}</dd>"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from cache_dit.demo.compare import Comparison, Drawing
-from cache_dit.demo.figures import column_figures, decibels
+from cache_dit.demo.figures import column_figures, decibels, times
 from cache_dit.demo.page import to_image
 
 _PAPER, _INK, _SOFT, _LINE_COLOUR = "#ffffff", "#1d1c1a", "#65625c", "#e2dfd8"
@@ -31,7 +31,7 @@ def save_sheet(path: Path, comparison: Comparison) -> None:
     draw = ImageDraw.Draw(sheet)
     for index, figures in enumerate(column_figures(comparison)):
         left = _left(index)
-        draw.text((left, _MARGIN), figures.name, _INK, _font(22))
+        draw.text((left, _MARGIN), _letters(figures.name), _INK, _font(22))
         text = f"{_times(figures.speedup)}, {decibels(figures.psnr)}" if index else f"{figures.median_seconds:.2f} s"
         draw.text((left, _MARGIN + 30), text, _SOFT, _font(17))
     for number, row in enumerate(comparison.rows):
@@ -68,8 +68,12 @@ def _cell(
 
 
 def _times(factor: float) -> str:
-    """A speed-up in letters of Pillow's own font, which has no multiplication sign."""
-    return f"{factor:.2f}x"
+    return _letters(times(factor))
+
+
+def _letters(text: str) -> str:
+    """A text in letters of Pillow's own font, which has no multiplication sign."""
+    return text.replace("×", "x")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure everything, tell each result as it comes, and then what else was asked for."""
     found = comparisons(arguments)
     metrics = chosen_metrics(arguments, found)
+    perf = _perf(arguments, found)
     for path in (arguments.json, arguments.csv):
         _check_writable(path)
-    perf = _perf(arguments, found)
     # What a program reads from the standard output has it to itself.
     out = sys.stderr if Path("-") in (arguments.json, arguments.csv) else sys.stdout
     with _settings(arguments):

@@ -19,10 +19,17 @@ class Measure:
     Args:
         kinds: what it compares.
         descending: whether more is better.
+        of_sets: whether it compares sets, so that two single pictures are too few.
     """
 
     kinds: tuple[Kind, ...]
     descending: bool = False
+    of_sets: bool = False
+
+    def allows(self, comparison: Comparison) -> bool:
+        """Whether it can be taken of what is compared."""
+        single = comparison.kind == "pictures" and comparison.test.is_file()
+        return comparison.kind in self.kinds and not (self.of_sets and single)
 
 
 MEASURES: dict[str, Measure] = {
@@ -30,7 +37,7 @@ MEASURES: dict[str, Measure] = {
     "psnr": Measure(("pictures", "videos"), descending=True),
     "ssim": Measure(("pictures", "videos"), descending=True),
     "mse": Measure(("pictures", "videos")),
-    "fid": Measure(("pictures", "videos")),
+    "fid": Measure(("pictures", "videos"), of_sets=True),
     "clip_score": Measure(("prompts",), descending=True),
     "image_reward": Measure(("prompts",), descending=True),
 }
@@ -166,10 +173,10 @@ def chosen_metrics(arguments: argparse.Namespace, found: list[Comparison]) -> li
         UsageError: a metric has nothing to compare.
     """
     kinds = {comparison.kind for comparison in found}
-    possible = [name for name, measure in MEASURES.items() if kinds & set(measure.kinds)]
-    asked = [name for metric in arguments.metrics for name in (possible if metric == "all" else [metric])]
+    allowed = [name for name, measure in MEASURES.items() if any(map(measure.allows, found))]
+    asked = [name for metric in arguments.metrics for name in (allowed if metric == "all" else [metric])]
     for name in asked:
-        if name not in possible:
+        if not kinds & set(MEASURES[name].kinds):
             raise UsageError(f"{name} needs {'; or '.join(NEEDED[kind] for kind in MEASURES[name].kinds)}")
     return list(dict.fromkeys(asked))
 
@@ -190,6 +197,8 @@ def _check_together(arguments: argparse.Namespace) -> None:
     ):
         if one in given and not given & others:
             raise UsageError(text)
+    if arguments.json == arguments.csv == Path("-"):
+        raise UsageError("--json - and --csv - would mix on the standard output: write one of them to a file")
     if arguments.cal_speedup and arguments.perf_log is None:
         raise UsageError("--cal-speedup needs -plog/--perf-log")
 
@@ -200,6 +209,8 @@ def _configurations(kind: Kind, true: Path, source: Path) -> list[Path]:
 
     if not source.is_dir():
         raise UsageError(f"{source} is no folder")
+    if not true.exists():
+        raise UsageError(f"{true}, which is to be compared with what is in {source}, does not exist")
     if kind != "prompts" and true.is_file():
         files = find_pictures(source) if kind == "pictures" else find_videos(source)
         found = [path for path in files if not path.samefile(true)]

@@ -91,18 +91,18 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """A table with a row for each configuration, the best by the first metric first."""
+    """A table with a row for each configuration, the best by the first metric first; videos have rows of their own."""
     metrics = list(dict.fromkeys(result.metric for result in results))
     headings = list(dict.fromkeys(heading for result in results for heading in result.perf))
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, bool], dict[str, str]] = {}
     for metric in metrics:
         for result in best_first(result for result in results if result.metric == metric):
-            row = rows.setdefault(result.comparison.config, {})
+            row = rows.setdefault((result.comparison.config, result.comparison.kind == "videos"), {})
             row[metric] = result.text
             row |= {heading: f"{number:.5f}" for heading, number in result.perf.items()}
     cells = [["Config", *(metric.upper() for metric in metrics), *headings]]
     cells.append([":--", *["--:"] * (len(cells[0]) - 1)])
-    cells += [[name, *(row.get(column, "") for column in [*metrics, *headings])] for name, row in rows.items()]
+    cells += [[name, *(row.get(column, "") for column in [*metrics, *headings])] for (name, _), row in rows.items()]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
 
 

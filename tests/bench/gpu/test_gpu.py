@@ -251,6 +251,10 @@ def test_what_would_end_too_late_is_left_out_by_name(results: Results, monkeypat
     assert "a" in results and "b" in results and "long" not in results
     assert results.rows[LEFT_OUT] == {"keys": ["long"]}
     assert "long: there was no time left" in SECTION.text(results)
+    run_items(items, results, monkeypatch, minutes=2, only=["b"])
+    assert results.rows[LEFT_OUT] == {"keys": ["long"]}, "a run of other rows does not make it run"
+    run_items(items, results, monkeypatch, minutes=60)
+    assert results.rows[LEFT_OUT] == {"keys": []}
 
 
 def test_only_some_rows_can_be_asked_for(results: Results, monkeypatch: pytest.MonkeyPatch):
@@ -268,14 +272,18 @@ def test_one_model_is_held_at_a_time(tiny: Stage):
 # -- findings and report
 
 
+KINDS_OF_SPEEDUP = {"": "", " ÷ ideal": "≥ 0.95"}
+
+
 def test_findings_follow_from_rows(rows: dict[str, Any], results: Results):
     found = {(finding.group, finding.name): finding for finding in findings_of(rows)}
     overhead = found["FLUX.1-dev", "wrapped ÷ bare, every step measured, none skipped"]
     assert overhead.target == f"≤ {OVERHEAD:g}" and overhead.details["steps_line"] == "FFF"
     assert ("FLUX.1-dev", "cached step, dynamic, Fn=1, on a busy device") in found
     assert not any("waits" in name for _, name in found), "without CUDA nobody counted them"
-    even = [finding for (_, name), finding in found.items() if name.endswith("4 steps, even")]
-    assert [finding.target for finding in even] == ["≥ 0.95", "≥ 0.95"]
+    even = {name: finding.target for (_, name), finding in found.items() if name.endswith("4 steps, even")}
+    modes = ("4 steps, even", "regional, 4 steps, even")
+    assert even == {f"speed-up{kind}, {mode}": target for mode in modes for kind, target in KINDS_OF_SPEEDUP.items()}
     results.finish(found.values())  # all of it can be saved
 
 
@@ -293,9 +301,14 @@ def test_waits_count_beyond_those_of_the_bare_model():
 
 
 def test_an_efficiency_is_a_ratio_of_medians_over_the_ideal():
-    found = efficiency("x", [8.0, 9.0, 10.0], [2.0, 3.0, 4.0], 4.0)
-    assert found.value == pytest.approx(3 / 4)
+    measured, found = efficiency("x", [8.0, 9.0, 10.0], [2.0, 3.0, 4.0], 4.0)
+    assert (measured.value, found.value) == (pytest.approx(3), pytest.approx(3 / 4))
     assert found.low is not None and found.high is not None and found.low <= found.value <= found.high
+
+
+def test_a_speed_up_has_the_same_name_in_every_run():
+    first, second = (efficiency("x", [10.0, 10.0], [quick, quick], 4.0) for quick in (2.0, 3.0))
+    assert [one.name for one in first] == [one.name for one in second]
 
 
 def test_the_section_takes_any_file(rows: dict[str, Any], results: Results):

@@ -69,7 +69,7 @@ class FakePeer:
 
 
 def test_a_setting_is_sent_as_the_peers_own_options(tmp_path: Path) -> None:
-    method: Any = named("cache-dit 1.5.3 even mask, taylor2")
+    method: Any = named("cache-dit 1.5.3 even mask, other predictors")
     peer: Any = FakePeer()
     drawer = blackbox._BlackBoxDrawer(method, Context(STEPS, "wall"), peer, tmp_path / "p.npy", BLOCKS)
     drawing = drawer.draw({"full": 3, "warmup": 2, "predictor": "taylor2"}, PICTURE)

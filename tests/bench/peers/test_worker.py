@@ -44,9 +44,31 @@ def test_an_unknown_request_is_an_error_that_names_the_known_ones(peer: Peer) ->
 
 
 def test_what_is_raised_there_is_told_here_and_the_worker_goes_on(peer: Peer) -> None:
-    with pytest.raises(PeerError, match=r"(?s)asked to versions, the peer raised TypeError: .*unexpected.*Traceback"):
+    with pytest.raises(
+        PeerError, match=r"(?s)asked to versions, the peer raised TypeError: .*unexpected.*\nworker.py:"
+    ):
         peer.ask("versions", sauce="hot")
     assert peer.ask("versions")
+
+
+def test_it_tells_where_something_was_raised_and_quotes_no_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "site-packages" / "theirs"
+    package.mkdir(parents=True)
+    (package / "cost.py").write_text(
+        "import sys, warnings\ndef run(end):\n    warnings.warn('mind')  # secret\n    return 1 / end  # secret\n",
+        encoding="utf-8",
+    )
+    real = client.WORKER.read_text(encoding="utf-8")
+    with scripted(monkeypatch, package, real) as worker:
+        with pytest.raises(PeerError) as raised:
+            worker.ask("cost", end=0)
+        assert str(raised.value).endswith("theirs/cost.py:4 in run")
+        worker._process.kill()
+        with pytest.raises(PeerError, match=r"(?s)it said:\nUserWarning: mind") as died:
+            worker.ask("cost", end=1)
+    assert "secret" not in f"{raised.value}{died.value}"
 
 
 def test_nothing_is_drawn_before_a_pipeline_is_loaded(tmp_path: Path) -> None:

@@ -1,6 +1,15 @@
 import pytest
 
-from bench.quality.choose import best_of, best_of_families, chosen, entries, evaluation_key, method_key, search_key
+from bench.quality.choose import (
+    best_of,
+    best_of_families,
+    chosen,
+    entries,
+    evaluation_key,
+    hopeful,
+    method_key,
+    search_key,
+)
 
 
 def rows_of(method, tried, *, owner="ours", results=()):
@@ -77,3 +86,16 @@ def test_the_best_of_an_owner_is_the_best_of_the_search_not_of_the_result():
 
     assert found is not None
     assert found.method == "good"
+
+
+def test_a_family_far_behind_in_the_search_is_not_drawn_but_fewer_steps_are():
+    rows = {}
+    for name, owner, psnr in (
+        ("best", "peer", 40),
+        ("near", "ours", 36),
+        ("far", "ours", 30),
+        ("none", "baseline", 20),
+    ):
+        rows |= rows_of(name, [(MIDDLE, 2.0, [psnr])], owner=owner)
+
+    assert {entry.method for entry in hopeful(entries(rows, (2.0,)))} == {"best", "near", "none"}

@@ -1,16 +1,18 @@
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.quality import jobs
+from bench.quality import run as quality_run
 from bench.quality.choose import evaluation_key, method_key, search_key
 from bench.quality.findings import findings, timing_key
 from bench.quality.jobs import Setup, done
 from bench.quality.method import InProcess, NotRun
 from bench.quality.ours import BASELINES, OURS
 from bench.quality.pictures import held_out_pictures, search_pictures
-from bench.quality.run import Plan, evaluation_jobs, run, spread_out
+from bench.quality.run import Plan, carry_out, describe, evaluation_jobs, run, search_jobs, spread_out, time_winners
 from bench.quality.section import SECTION
 from bench.results import Results
 
@@ -166,6 +168,54 @@ def test_a_method_that_cannot_run_is_told_and_the_others_go_on(table, tmp_path):
     text = SECTION.text(results)
     assert "- absent: no such environment" in text
     assert "- broken: 1 settings failed, e.g. RuntimeError: does not fit" in text
+
+
+def test_after_a_failure_the_next_setting_gets_a_new_worker(monkeypatch, tmp_path):
+    opened = []
+
+    class Fragile:
+        name, owner, environment, family = "fragile", "peer", "here", "fragile"
+
+        @contextmanager
+        def drawer(self, context):
+            opened.append(self)
+            yield self
+
+        def draw(self, parameters, picture, *, counted=True):
+            raise RuntimeError("no answer")
+
+    monkeypatch.setattr(jobs, "methods", lambda: {"fragile": Fragile()})
+    artist = jobs.Artist(Setup(STEPS, "processor", 1, tmp_path))
+    for number in range(2):
+        row = artist.do(jobs.Job("a", "fragile", {"a": number}, search_pictures(1)))
+        assert row["failed"] == "RuntimeError: no answer"
+    assert len(opened) == 2
+
+
+def test_what_failed_or_could_not_run_is_tried_again(table, tmp_path, monkeypatch):
+    results, plan = results_at(tmp_path), plan_of(table, tmp_path, "absent")
+    rows = {"not run": "no such environment"}, {"failed": "no answer"}, {"speedup": 1.0, "psnr": [50.0]}
+    for row in rows:
+        monkeypatch.setattr(jobs.Artist, "do", lambda self, job, row=row: {**row})
+        describe(results, plan)
+        carry_out(results, plan, "search", list(search_jobs(results, plan)))
+    assert [results.rows[search_key("absent", {"a": number})]["psnr"] for number in (1, 2)] == [[50.0], [50.0]]
+    assert "not run" not in results.rows[method_key("absent")]
+
+
+def test_times_of_what_is_no_longer_the_best_are_measured_anew(finished, tmp_path, monkeypatch):
+    results, plan = finished
+    again = results_at(tmp_path)
+    again.rows = dict(results.rows)
+    asked = []
+    monkeypatch.setattr(quality_run, "_timed", lambda running, *_: asked.append([one.method for one in running]) or {})
+    time_winners(again, plan)
+    assert asked == []
+    again.rows[timing_key(2.0)] = {"methods": {"another": {"parameters": {}}}}
+    time_winners(again, replace(plan, methods={MASK.name: MASK}))
+    assert asked == [], "a run without the best of the others cannot time them"
+    time_winners(again, plan)
+    assert asked == [[MASK.name, FEWER.name]]
 
 
 @pytest.mark.slow

@@ -97,10 +97,10 @@ def _compared(arguments: argparse.Namespace, settings: Settings, console: Consol
 
     from cache_dit.demo import load_pipeline
     from cache_dit.demo.compare import compare
-    from cache_dit.demo.configurations import Configuration, configurations
+    from cache_dit.demo.configurations import Configuration, configurations, plan_for
 
     pipe = load_pipeline(arguments.model, device=arguments.device, progress=False)
-    columns = configurations(settings.steps)
+    columns = configurations(settings.steps, plan_for(pipe, settings.steps))
     total = settings.repeats * len(settings.prompts) * len(columns) + 2
     parts = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*parts, console=console, auto_refresh=False) as progress:
