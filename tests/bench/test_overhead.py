@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,18 +25,6 @@ from cache_dit.cli.arguments import UsageError
 from cache_dit.errors import ConfigError
 
 TINY = replace(QUICK, runs=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet_and_alone() -> Iterator[None]:
-    """The benchmark silences the package's log and sets the threads; the tests after it find both as before."""
-    logger = logging.getLogger("cache_dit")
-    level, threads = logger.level, torch.get_num_threads()
-    logger.setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    yield
-    logger.setLevel(level)
-    torch.set_num_threads(threads)
 
 
 def run(*flags: str) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,6 @@ from bench.gpu.stage import TINY, Stage
 from bench.results import Results
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet_and_alone() -> Iterator[None]:
-    logger = logging.getLogger("cache_dit")
-    level, threads = logger.level, torch.get_num_threads()
-    logger.setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    yield
-    logger.setLevel(level)
-    torch.set_num_threads(threads)
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")

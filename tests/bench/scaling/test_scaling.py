@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,6 @@ from bench.scaling.section import SECTION
 
 TINY = Size(hidden=64, double=1, single=1, image_tokens=9, text_tokens=2, steps=3)
 coefficients = st.floats(0.01, 100)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet_and_alone() -> Iterator[None]:
-    logger = logging.getLogger("cache_dit")
-    level, threads = logger.level, torch.get_num_threads()
-    logger.setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    yield
-    logger.setLevel(level)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
