@@ -171,6 +171,8 @@ class Runner:
 
     def _drawn(self, prompt: Any, number: int, guard: Guard) -> tuple[float, int]:
         """A picture's PSNR, and its computed steps."""
+        from cache_dit.metrics.pixels import psnr
+
         reference = self.reference(prompt, number)
         enable_cache(self.pipe, DBCacheConfig(plan=self.plan))
         try:
@@ -183,8 +185,6 @@ class Runner:
         self.note()
         lanes = [] if session is None else list(session.lanes.values())
         computed = max((len(policy.computed_steps) for lane in lanes for policy in lane.policies().values()), default=0)
-        from cache_dit.metrics.pixels import psnr
-
         found = psnr(reference, picture, peak=1.0)
         return 0.0 if math.isnan(found) else min(found, CAP), computed
 
