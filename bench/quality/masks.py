@@ -1,4 +1,8 @@
-"""The speed-ups that are asked for, and masks that compute so many steps, evenly spread after a warm-up."""
+"""The speed-ups that are asked for, how many settings a method may try, and the masks that all methods can take."""
+
+from typing import Any
+
+from cache_dit import steps_mask
 
 #: Speed-ups by work.
 BUDGETS = (1.5, 2.0, 2.33, 2.8, 3.0, 4.0, 5.7)
@@ -6,23 +10,8 @@ BUDGETS = (1.5, 2.0, 2.33, 2.8, 3.0, 4.0, 5.7)
 CANDIDATES = 28
 
 
-def even_mask(steps: int, full: int, *, warmup: int = 1, bend: float = 1.0, last: bool = True) -> list[int]:
-    """A mask of `steps` entries with `full` ones.
-
-    Args:
-        steps: the length, at least 1.
-        full: steps that are computed, 1 … steps.
-        warmup: the first of them, which stand side by side; at most `full`.
-        bend: 1 spreads the others evenly; above 1, gaps grow from step to step.
-        last: whether the last step is one of them (if `full` is more than `warmup`); if not, what follows the last
-            one is a gap like the others.
-    """
-    rest = full - warmup
-    gaps = rest if last else rest + 1
-    span = steps - warmup if last else steps - warmup + 1
-    positions = list(range(warmup))
-    for number in range(1, rest + 1):
-        wanted = warmup - 1 + round(span * (number / gaps) ** bend)
-        left = rest - number  # as many must find a place behind it
-        positions.append(min(max(wanted, positions[-1] + 1), steps - 1 - left))
-    return [int(step in positions) for step in range(steps)]
+def even_mask(steps: int, full: int, **shape: Any) -> list[int]:
+    """A mask of so many full steps, in the shape that `steps_mask` takes: `warmup`, `bend`, `last`."""
+    mask = steps_mask(total_steps=steps, mask_policy="even", full_steps=full, **{"warmup": 1, **shape})
+    assert mask is not None
+    return mask

@@ -184,8 +184,13 @@ def _even(*shapes: Parameters) -> Callable[[int], Iterator[Parameters]]:
     return settings
 
 
-#: Warm-ups of even masks, 0.5: half of the computed steps; one leaves the last step out.
-_EVEN: tuple[Parameters, ...] = ({"warmup": 1}, {"warmup": 1, "last": False}, {"warmup": 3}, {"warmup": 0.5})
+#: Warm-ups of even masks, below 1: that share of the computed steps; two leave the last step out.
+_EVEN: tuple[Parameters, ...] = (
+    {"warmup": 1},
+    {"warmup": 1, "last": False},
+    {"warmup": 0.3, "last": False},
+    {"warmup": 0.5},
+)
 #: Masks whose gaps grow from the first step to the last.
 _BENT: tuple[Parameters, ...] = (
     {"warmup": 1, "bend": 1.3},

@@ -103,21 +103,26 @@ def test_bins_become_as_many_ones_and_zeros(compute: list[int], cache: list[int]
     assert (mask.count(1), mask.count(0)) == (sum(compute), sum(cache))
 
 
-@given(data=st.data(), steps=st.integers(1, 60), warmup=st.integers(1, 8))
+@given(data=st.data(), steps=st.integers(1, 60), warmup=st.integers(1, 8), last=st.booleans())
 def test_an_even_mask_computes_as_asked_and_its_gaps_differ_by_one_at_most(
-    data: st.DataObject, steps: int, warmup: int
+    data: st.DataObject, steps: int, warmup: int, last: bool
 ) -> None:
     full = data.draw(st.integers(1, steps))
-    mask = steps_mask(total_steps=steps, mask_policy="even", full_steps=full, warmup=warmup)
+    mask = steps_mask(total_steps=steps, mask_policy="even", full_steps=full, warmup=warmup, last=last)
     assert mask is not None
     assert (len(mask), sum(mask)) == (steps, full)
     assert mask[0] == 1
-    assert mask[-1] == 1 or full == 1
-    led = min(warmup, max(full - 1, 1))
+    assert mask[-1] == 1 or full == 1 or not last
+    led = min(warmup, max(full - 1, 1) if last else full)
     assert mask[:led] == [1] * led
-    computed = [step for step, bit in enumerate(mask) if bit][led - 1 :]
+    computed = [step for step, bit in enumerate([*mask, *[1] * (not last)]) if bit][led - 1 :]
     gaps = {later - earlier for earlier, later in pairwise(computed)}
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_an_even_mask_may_leave_the_last_step_to_a_gap() -> None:
+    mask = steps_mask(total_steps=10, mask_policy="even", full_steps=3, warmup=1, last=False)
+    assert mask == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0]
 
 
 @given(data=st.data(), steps=st.integers(2, 60), warmup=st.integers(1, 8), bend=st.floats(1, 3))

@@ -31,23 +31,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--minutes", type=float, default=100, help="of transformer training")
     parser.add_argument("--autoencoder-minutes", type=float, default=15)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--autoencoder-batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=64, help="of the transformer")
     parser.add_argument("--processes", type=int, help="that train the transformer (default: CPU cores, or 1 on a GPU)")
     parser.add_argument("--shift", type=float, default=2.0, help="of the scheduler's sigmas")
     parser.add_argument("--true-cfg-scale", type=float, default=4.5, help="recommended guidance, 1 for none")
     return parser.parse_args()
 
 
-def prepare(pictures: Pictures, work: Path, *, minutes: float, device: torch.device) -> None:
+def prepare(pictures: Pictures, work: Path, *, minutes: float, batch: int, device: torch.device) -> None:
     """Tokenizers, autoencoder and latents in `work`, unless they are there already."""
     save_clip_tokenizer(pictures.captions, work / "tokenizer")
     save_t5_tokenizer(pictures.captions, work / "tokenizer_2")
     if (work / LATENTS_FILE).exists():
         LOG.info("keeping the autoencoder and the latents in %s", work)
         return
-    autoencoder = train_autoencoder(pictures, minutes=0.6 * minutes, device=device)
+    autoencoder = train_autoencoder(pictures, minutes=0.6 * minutes, batch=batch, device=device)
     store(autoencoder, pictures, work, device)
-    psnr = refine_decoder(pictures, work, minutes=0.4 * minutes, device=device)
+    psnr = refine_decoder(pictures, work, minutes=0.4 * minutes, batch=batch, device=device)
     LOG.info("autoencoder: PSNR %.2f dB", psnr)
 
 
@@ -58,9 +59,10 @@ def train_in_processes(data: Path, work: Path, options: argparse.Namespace) -> N
         raise SystemExit(f"--batch {options.batch} is no multiple of the {processes} processes; change either")
     module = ["-m", "tools.train_demo.train_transformer", "--data", data, "--work", work]
     sizes = ["--minutes", options.minutes, "--batch", options.batch, "--device", options.device]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
-    command = [str(word) for word in (*torchrun, *module, *sizes)]
-    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", processes] if processes > 1 else []
+    command = [str(word) for word in (sys.executable, *several, *module, *sizes)]
+    threads = {"OMP_NUM_THREADS": "1"} if several else {}
+    subprocess.run(command, env={**os.environ, **threads}, check=True)
 
 
 def main() -> None:
@@ -74,7 +76,8 @@ def main() -> None:
     if options.data is None and not (data / "images.npz").exists():
         build_data(data)
     pictures = load_pictures(data)
-    prepare(pictures, work, minutes=options.autoencoder_minutes, device=options.device)
+    device, minutes, batch = options.device, options.autoencoder_minutes, options.autoencoder_batch
+    prepare(pictures, work, minutes=minutes, batch=batch, device=device)
 
     train_in_processes(data, work, options)
     pipeline = assemble(pictures, work, shift=options.shift, dtype=torch.bfloat16)

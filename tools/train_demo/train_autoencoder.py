@@ -50,7 +50,7 @@ def optimise(
     count: int,
     *,
     minutes: float,
-    batch: int = 16,
+    batch: int,
     peak_lr: float = 1e-3,
 ) -> None:
     """Minimises `loss_of(indices)` over random batches of `count` pictures for `minutes` of wall-clock time.
@@ -77,25 +77,25 @@ def optimise(
             LOG.info("step %d, %.0f%% of the time, loss %.4f", step, 100 * done, loss.item())
 
 
-def train_autoencoder(pictures: Pictures, *, minutes: float, device: torch.device) -> AutoencoderKL:
+def train_autoencoder(pictures: Pictures, *, minutes: float, batch: int, device: torch.device) -> AutoencoderKL:
     """Trains encoder and decoder together, with a little KL per latent element."""
     torch.manual_seed(0)
     autoencoder = build_autoencoder().to(device, memory_format=torch.channels_last).train()
 
     def loss_of(indices: torch.Tensor) -> torch.Tensor:
-        batch = pictures.batch(indices, device)
+        true = pictures.batch(indices, device)
         with torch.autocast(device.type, torch.bfloat16):
-            posterior = autoencoder.encode(batch).latent_dist
+            posterior = autoencoder.encode(true).latent_dist
             decoded = autoencoder.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss: torch.Tensor = picture_loss(decoded, batch) + KL_WEIGHT * kl
+        loss: torch.Tensor = picture_loss(decoded, true) + KL_WEIGHT * kl
         return loss
 
-    optimise(autoencoder.parameters(), loss_of, len(pictures.rows), minutes=minutes)
+    optimise(autoencoder.parameters(), loss_of, len(pictures.rows), minutes=minutes, batch=batch)
     return autoencoder
 
 
-def refine_decoder(pictures: Pictures, folder: Path, *, minutes: float, device: torch.device) -> float:
+def refine_decoder(pictures: Pictures, folder: Path, *, minutes: float, batch: int, device: torch.device) -> float:
     """Trains the decoder further on the stored latents, which stay as they are; gives the mean PSNR in dB.
 
     Latents get a little noise, as generated ones are never exact. The transformer needs no new training.
@@ -111,7 +111,7 @@ def refine_decoder(pictures: Pictures, folder: Path, *, minutes: float, device: 
             decoded = autoencoder.decode(clean + noise_scale * torch.randn_like(clean)).sample
         return picture_loss(decoded, pictures.batch(indices, device))
 
-    optimise(autoencoder.decoder.parameters(), loss_of, len(pictures.rows), minutes=minutes)
+    optimise(autoencoder.decoder.parameters(), loss_of, len(pictures.rows), minutes=minutes, batch=batch)
     autoencoder.save_pretrained(folder / "vae")
     return mean_psnr(autoencoder, latents, pictures, device)
 
@@ -166,15 +166,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--refine", action="store_true", help="train the decoder further on the stored latents")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pictures, device = load_pictures(arguments.data), arguments.device
     if not arguments.refine:
-        store(train_autoencoder(pictures, minutes=arguments.minutes, device=device), pictures, arguments.work, device)
+        trained = train_autoencoder(pictures, minutes=arguments.minutes, batch=arguments.batch, device=device)
+        store(trained, pictures, arguments.work, device)
         return
-    psnr = refine_decoder(pictures, arguments.work, minutes=arguments.minutes, device=device)
+    minutes, batch = arguments.minutes, arguments.batch
+    psnr = refine_decoder(pictures, arguments.work, minutes=minutes, batch=batch, device=device)
     LOG.info("PSNR %.2f dB", psnr)
 
 

@@ -20,6 +20,7 @@ from transformers import T5TokenizerFast
 from .captions import token_ids
 from .data import Pictures, load_pictures
 from .model import Denoiser, Vocabulary, image_positions, pack
+from .muon import StackedMuon
 from .train_autoencoder import LATENTS_FILE
 
 LOG = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def build_optimizers(denoiser: nn.Module, settings: Settings) -> list[torch.opti
         hidden = inside and parameter.ndim == 2 and "norm" not in name and "bias" not in name
         (matrices if hidden else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, settings.muon_lr, weight_decay=0.0, momentum=0.95),
+        StackedMuon(matrices, settings.muon_lr, weight_decay=0.0, momentum=0.95),
         torch.optim.AdamW(others, settings.adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
     ]
 
@@ -150,28 +151,31 @@ class Trainer:
             setattr(self, name, value)
         LOG.info("resumed at step %d after %.1f minutes", self.step, self.seconds / 60)
 
-    def exchange(self, *values: float) -> list[float]:
-        """Replaces the gradients by their means over all processes; gives the means of `values`, too."""
+    def exchange(self, loss: torch.Tensor, seconds: float) -> tuple[torch.Tensor, float]:
+        """Replaces the gradients by their means over all processes; gives the means of the two arguments, too."""
+        if not dist.is_initialized():
+            return loss, seconds
         parameters = list(self.denoiser.parameters())
         gradients = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([*gradients, gradients[0].new_tensor(values)])
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
+        flat = torch.cat([*gradients, loss[None], loss.new_tensor([seconds])])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
         sizes = [parameter.numel() for parameter in parameters]
-        *gradients, means = flat.split([*sizes, len(values)])
+        *gradients, mean_loss, mean_seconds = flat.split([*sizes, 1, 1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
-        averages: list[float] = means.tolist()
-        return averages
+        return mean_loss[0], mean_seconds.item()
 
-    def update(self, inputs: tuple[torch.Tensor, ...]) -> float:
-        """One optimisation step; gives the loss. The learning rate warms up, then falls to zero in the planned time."""
+    def update(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """One optimisation step; gives the loss. The learning rate warms up, then falls to zero in the planned time.
+
+        A GPU is not waited for.
+        """
         with torch.autocast(inputs[0].device.type, torch.bfloat16):
             loss = self.denoiser(*inputs)
         loss.backward()
         now = time.monotonic()
-        mean_loss, seconds = self.exchange(loss.item(), now - self.last_update)
+        mean_loss, seconds = self.exchange(loss.detach(), now - self.last_update)
         self.last_update = now
         self.seconds += seconds
         self.pictures_seen += self.settings.batch
@@ -193,6 +197,7 @@ def prepare_blocks(denoiser: Denoiser, device: torch.device) -> None:
     """Compiles the transformer's blocks, one graph for all of a kind."""
     # PyTorch's fused attention is slow backwards on CPU; the plain one, compiled with the rest of a block, is not.
     denoiser.transformer.set_attention_backend("_native_math" if device.type == "cpu" else "native")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # backwards with heads of 48 it fails, or gives NaN
     denoiser.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
 
@@ -203,7 +208,8 @@ def train(trainer: Trainer, training_set: TrainingSet) -> None:
     prepare_blocks(trainer.denoiser, device)
     shuffle = torch.Generator().manual_seed(trainer.step)
     torch.manual_seed(processes * trainer.step + rank)
-    share, losses, last_save = settings.batch // processes, [], time.monotonic()
+    share, last_save = settings.batch // processes, time.monotonic()
+    losses: list[torch.Tensor] = []
     trainer.last_update = time.monotonic()
     while trainer.done < 1:
         for indices in torch.randperm(count, generator=shuffle).split(settings.batch)[:-1]:
@@ -222,10 +228,10 @@ def train(trainer: Trainer, training_set: TrainingSet) -> None:
         trainer.save()
 
 
-def log_progress(trainer: Trainer, losses: list[float]) -> None:
+def log_progress(trainer: Trainer, losses: list[torch.Tensor]) -> None:
     """One line on how far the training is; empties `losses`."""
     rate = trainer.pictures_seen / trainer.seconds
-    mean = sum(losses) / len(losses)
+    mean = torch.stack(losses).mean().item()
     losses.clear()
     LOG.info("step %d, %.1f%%, loss %.4f, %.0f pictures/s", trainer.step, 100 * trainer.done, mean, rate)
 

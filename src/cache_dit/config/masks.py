@@ -65,6 +65,7 @@ def steps_mask(
     full_steps: int | None = None,
     warmup: int = 3,
     bend: float = 1.0,
+    last: bool = True,
 ) -> list[int] | None:
     """A plan of the steps to compute (1) and to cache (0), for `DBCacheConfig(steps_computation_mask=…)`.
 
@@ -86,6 +87,8 @@ def steps_mask(
         warmup: for `"even"`: how many of them come first, at least 1; fewer where `full_steps` leaves no room for the
             last step beside them.
         bend: for `"even"`: at least 1; the n-th of N full steps after the warm-up lies at (n / N)^bend of the way.
+        last: for `"even"`: whether the last step is one of the full ones; if not, what follows the last full step is
+            a gap like the others.
 
     Returns:
         One entry per step, or None for no mask.
@@ -111,11 +114,11 @@ def steps_mask(
             f"mask_policy={mask_policy!r} needs total_steps, the number of steps: pass e.g. total_steps=28"
         )
     if mask_policy == "even":
-        return _even(total_steps, full_steps, warmup, bend)
+        return _even(total_steps, full_steps, warmup, bend, last=last)
     return _preset(PRESETS[mask_policy], total_steps)
 
 
-def _even(total_steps: int, full_steps: int | None, warmup: int, bend: float) -> list[int]:
+def _even(total_steps: int, full_steps: int | None, warmup: int, bend: float, *, last: bool) -> list[int]:
     if full_steps is None:
         raise ConfigError(
             "mask_policy='even' needs full_steps, the number of steps to compute: pass e.g. full_steps=12"
@@ -125,11 +128,12 @@ def _even(total_steps: int, full_steps: int | None, warmup: int, bend: float) ->
     check_number("bend", bend, minimum=1)
     if full_steps > total_steps:
         raise bad_value("full_steps", full_steps, f"at most total_steps={total_steps}")
-    warmup = min(warmup, max(full_steps - 1, 1))
-    rest, length = full_steps - warmup, total_steps - warmup
+    warmup = min(warmup, max(full_steps - 1, 1)) if last else min(warmup, full_steps)
+    rest = full_steps - warmup
+    gaps, length = (rest, total_steps - warmup) if last else (rest + 1, total_steps - warmup + 1)
     computed = list(range(warmup))
     for place in range(1, rest + 1):
-        wanted = warmup - 1 + math.floor(length * (place / rest) ** bend + 0.5)
+        wanted = warmup - 1 + math.floor(length * (place / gaps) ** bend + 0.5)
         computed.append(min(max(wanted, computed[-1] + 1), total_steps - 1 - (rest - place)))
     return [int(step in computed) for step in range(total_steps)]
 
