@@ -114,7 +114,7 @@ def cached(model: Any, steps: int, **options: Any) -> Any:
 
 
 def call_of(model: Any, inputs: Sequence[Mapping[str, Any]]) -> Call:
-    """A model as a pipeline calls it: with its branch named."""
+    """A bare model with its branch named, as pipelines name it; what it is called for is no pipeline's request."""
 
     def call(step: int) -> torch.Tensor:
         with model.cache_context("cond"):

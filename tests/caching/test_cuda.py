@@ -15,6 +15,7 @@ from diffusers.hooks import apply_group_offloading
 
 import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
+from cache_dit.caching.session import Request
 from cache_dit.caching.weighted_sum import Compiled, kernel_for, plain
 
 pytestmark = [
@@ -150,13 +151,25 @@ def test_with_a_static_plan_the_host_waits_for_nothing(
     assert_close(second, first, atol=0)
 
 
-def test_a_measured_step_waits_once() -> None:
+def waits_of_measured_steps(request: Request) -> list[int]:
+    """By how many waits each step of a request exceeds the same step without a cache; it skips all but the first."""
     inputs = make_inputs()
     bare, model = make_transformer(), cache_dit.enable_cache(make_transformer(), measured())
     run(bare, inputs), run(model, inputs)
-    beyond = [waits(partial(run, model, [arguments])) - waits(partial(run, bare, [arguments])) for arguments in inputs]
-    assert beyond == [0] + [1] * (STEPS - 1)
+    with request:
+        found = [waits(partial(run, model, [arguments])) for arguments in inputs]
     assert line(model) == "F" + "C" * (STEPS - 1)
+    return [count - waits(partial(run, bare, [arguments])) for count, arguments in zip(found, inputs, strict=True)]
+
+
+def test_a_measured_step_of_a_bare_transformer_waits_for_its_timestep_and_its_decision() -> None:
+    """By its timestep alone it is known that a run was given up and another began."""
+    assert waits_of_measured_steps(Request("bare", STEPS)) == [1] + [2] * (STEPS - 1)
+
+
+def test_a_measured_step_of_a_pipelines_call_waits_for_its_decision_alone() -> None:
+    """The call is a request, begun and ended by the pipeline, which names its branches."""
+    assert waits_of_measured_steps(Request(object(), STEPS, counts_down=False)) == [0] + [1] * (STEPS - 1)
 
 
 # -- the weighted sum

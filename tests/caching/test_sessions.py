@@ -17,9 +17,12 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBCacheConfig, DBPruneConfig, SessionError, TaylorSeerCalibratorConfig
+from cache_dit.caching import calls, lane, measure
 from cache_dit.caching.attach import state_of
 from cache_dit.caching.calls import CallReader
+from cache_dit.caching.chain import _Current
 from cache_dit.caching.lane import LanePass
+from cache_dit.caching.session import Request
 from tests.caching.toys import (
     OptionalToy,
     Toy,
@@ -664,3 +667,67 @@ def test_a_timestep_on_a_device_is_waited_for_only_where_a_step_may_wait_anyway(
     monkeypatch.setattr(CallReader, "timestep", timestep)
     denoise(model, loop(4))
     assert waited == expected
+
+
+@pytest.mark.parametrize(
+    ("request_of_pipeline", "expected"), [(False, [1, 2, 2, 2]), (True, [0, 1, 1, 1])], ids=["bare", "pipeline"]
+)
+def test_a_measured_step_reads_its_decision_and_a_bare_transformers_its_timestep_too(
+    monkeypatch: pytest.MonkeyPatch, request_of_pipeline: bool, expected: list[int]
+) -> None:
+    model = cached(dynamic(num_inference_steps=4, residual_diff_threshold=0.99))
+    denoise(model, loop(4))  # what is checked once is checked
+    as_on_a_device(monkeypatch)
+    reads = count_reads(monkeypatch)
+    request = Request(object(), 4, counts_down=False) if request_of_pipeline else cache_dit.session("bare")
+    per_step = []
+    for timestep in loop(4):
+        before = len(reads)
+        with request, state_of(model).branch_named("cond"):
+            denoise(model, [timestep])
+        per_step.append(len(reads) - before)
+    request.close()
+    assert per_step == expected
+    assert set(lines(model)) == {"cond"} and line(model) == "FCCC"
+
+
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timesteps be where the host would have to wait for them."""
+    read = CallReader.timestep
+
+    def timestep(self: CallReader, given: Any, *, waits: bool) -> float | None:
+        return read(self, given, waits=waits) if waits else None
+
+    monkeypatch.setattr(CallReader, "timestep", timestep)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many numbers each read from a device brings, from now on."""
+    reads: list[int] = []
+    read_back = measure.read_back
+
+    def counting(values: Tensor) -> list[float]:
+        reads.append(len(values))
+        return read_back(values)
+
+    for module in (measure, calls, lane):
+        monkeypatch.setattr(module, "read_back", counting)
+    return reads
+
+
+def test_each_thread_begins_without_a_run_of_a_chain_and_has_its_own() -> None:
+    """The class itself has no such attribute: torch before 2.13 compiles its value in, and no thread's own."""
+    assert not hasattr(_Current, "run")
+    current, begun = _Current(), threading.Barrier(2)
+    known: dict[str, list[Any]] = {}
+
+    def work(name: Any) -> None:
+        known[name] = [current.run]
+        current.run = name
+        begun.wait(timeout=10)
+        known[name].append(current.run)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, "ab"))
+    assert known == {"a": [None, "a"], "b": [None, "b"]}
+    assert current.run is None

@@ -76,9 +76,15 @@ class Layout:
 
 
 class _Current(threading.local):
-    """The run of a chain that is under way in this thread, or None: then the blocks act plain."""
+    """The run of a chain that is under way in this thread, or None: then the blocks act plain.
 
-    run: Run | None = None
+    Each thread's own from the start: a default of the class is what `torch.compile` takes for it before torch 2.13.
+    """
+
+    run: Run | None
+
+    def __init__(self) -> None:
+        self.run = None
 
 
 class BlockRole:

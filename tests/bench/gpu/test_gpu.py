@@ -236,7 +236,7 @@ def test_what_would_end_too_late_is_left_out_by_name(results: Results, monkeypat
     run_items(items, results, monkeypatch, minutes=2)
     assert "a" in results and "b" in results and "long" not in results
     assert results.rows[LEFT_OUT] == {"keys": ["long"]}
-    assert "long: there was no time left" in SECTION.text(results)
+    assert "- no time left for long" in SECTION.text(results)
     run_items(items, results, monkeypatch, minutes=2, only=["b"])
     assert results.rows[LEFT_OUT] == {"keys": ["long"]}, "a run of other rows does not make it run"
     run_items(items, results, monkeypatch, minutes=60)
@@ -265,12 +265,28 @@ def test_findings_follow_from_rows(rows: dict[str, Any], results: Results):
     found = {(finding.group, finding.name): finding for finding in findings_of(rows)}
     overhead = found["FLUX.1-dev", "wrapped ÷ bare, every step measured, none skipped"]
     assert overhead.target == f"≤ {OVERHEAD:g}" and overhead.details["steps_line"] == "FFF"
-    assert ("FLUX.1-dev", "cached step, dynamic, Fn=1, on a busy device") in found
+    assert ("FLUX.1-dev", "cached step, dynamic, Fn=1, in turn with other models") in found
     assert not any("waits" in name for _, name in found), "without CUDA nobody counted them"
     even = {name: finding.target for (_, name), finding in found.items() if name.endswith("4 steps, even")}
     modes = ("4 steps, even", "regional, 4 steps, even")
     assert even == {f"speed-up{kind}, {mode}": target for mode in modes for kind, target in KINDS_OF_SPEEDUP.items()}
     results.finish(found.values())  # all of it can be saved
+
+
+def test_a_cached_step_of_a_loop_costs_what_the_loop_takes_beyond_its_computed_steps():
+    seconds = {"bare": [8.0, 8.0], "rest": [0.1, 0.1], "measured": [8.0, 8.0], "even": [2.6, 2.6]}
+    told = {"even": {"ideal_by_blocks": 4.0, "steps_line": "FCCCFCCC"}}
+    row = {"steps": 8, "seconds": seconds, "computed": {"even": 2}, "told": told}
+    found = {finding.name: finding for finding in findings_of({"flux: loop of 8": row})}
+    cached = found["cached step, static, Fn=0, in a loop of 8, even"]
+    assert (cached.value, cached.unit) == (pytest.approx(100), "ms"), "(2.6 - 2 * 1.0) / 6 seconds"
+
+
+def test_pinned_snapshots_are_told_in_time_and_in_bytes_moved():
+    row = {"bytes": 10**9, "times": {"device": [[0.5]], "pinned": [[2.0]]}, "waits": {"pinned": 0}, "same": True}
+    found = {finding.name: (finding.value, finding.unit) for finding in findings_of({"pinned": row})}
+    assert found["snapshots in pinned memory: bytes sent and brought over time"] == (pytest.approx(1.5), "GB/s")
+    assert found["a step that keeps one snapshot and reads two, in pinned memory"] == (pytest.approx(2000), "ms")
 
 
 def test_waits_count_beyond_those_of_the_bare_model():
@@ -306,6 +322,22 @@ def test_the_section_takes_any_file(rows: dict[str, Any], results: Results):
     text = SECTION.text(results)
     assert "### FLUX.1-dev" in text and "{figure: gpu_flux}" in text and "pinned: needs CUDA" in text
     assert [drawn.name for drawn in SECTION.figures(results)] == ["gpu_flux"]
+
+
+def test_remarks_stand_where_there_is_something_to_remark_on(rows: dict[str, Any], results: Results):
+    remarks = ("two prices", "wait twice", "Each loop was run", "Beside diffusers")
+    assert not any(remark in SECTION.text(results) for remark in remarks)
+    results.settings["rounds"] = 2
+    for key, row in rows.items():
+        results.add(key, row)
+    text = SECTION.text(results)
+    assert all(remark in text for remark in remarks) and "run 2 times" in text
+
+
+def test_what_was_left_out_is_told_by_model(results: Results):
+    results.add(LEFT_OUT, {"keys": ["flux: loop of 50", "wan: reads", "flux: graphs"]})
+    text = SECTION.text(results)
+    assert "- FLUX.1-dev: no time left for loop of 50, CUDA graphs\n- Wan2.1-1.3B: no time left for waits\n" in text
 
 
 # -- the command
