@@ -237,6 +237,14 @@ def test_a_calibrated_guard_runs(pipe: Pipe) -> None:
     assert math.isfinite(stats.estimated_psnr)
 
 
+def test_a_calibration_weighs_steps_by_what_the_plan_knows_of_them(pipe: Pipe) -> None:
+    known = tuple(1.0 + step for step in range(STEPS))
+    made = calibrate_guard(pipe, replace(plan(), sensitivities=known), range(18), draw=pipe.draw)
+    assert made.guard is not None and made.guard.scale == known
+    unknown = calibrate_guard(pipe, plan(), range(18), draw=pipe.draw)
+    assert unknown.guard is not None and unknown.guard.scale != known
+
+
 @pytest.mark.parametrize(("count", "level"), [(16, 0.9), (6, 0.5), (36, 0.95)])
 def test_too_few_prompts_are_refused_before_anything_is_drawn(pipe: Pipe, count: int, level: float) -> None:
     def draw(prompt: Any, number: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,9 @@ def plans(draw: st.DrawFn) -> Plan:
     guard = GuardCalibration(1, (1.0, 2.0), (0.5, 1.0), 3.0, 1.0, 30.0, scores=scores, psnrs=scores)
     chosen = draw(st.none() | st.sampled_from([point.full_steps for point in points]))
     kept = draw(st.none() | st.just(guard))
-    return Plan(conditions, tuple(points), chosen, kept, {"runs": 3, "of": {"a": 1.5}}, draw(names))
+    known = draw(st.none() | st.just(tuple(0.5 + step for step in range(conditions.num_inference_steps or 0))))
+    cost = {"runs": 3, "of": {"a": 1.5}}
+    return Plan(conditions, tuple(points), chosen, kept, cost, draw(names), sensitivities=known)
 
 
 @given(plans())
@@ -351,3 +354,10 @@ def test_a_guard_needs_a_share_of_pictures() -> None:
         with pytest.raises(ConfigError, match="guard_level="):
             curve(4, chosen=4).with_guard(wrong)
     assert curve(4, chosen=4).with_guard(0.9).with_guard(None) == curve(4, chosen=4)
+
+
+def test_sensitivities_are_one_for_each_step_and_of_no_other_number_of_steps() -> None:
+    known = replace(curve(4), sensitivities=tuple(map(float, range(1, 11))))
+    assert known.adapt(20).sensitivities is None
+    with pytest.raises(ConfigError, match=r"sensitivities=.*10 numbers"):
+        replace(curve(4), sensitivities=(1.0,))

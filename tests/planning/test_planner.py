@@ -48,7 +48,7 @@ def test_a_plan_has_the_points_asked_for_and_says_what_they_give(planned: tuple[
     assert found.chosen is None
     assert found.conditions.branches == ("cond", "uncond")
     assert found.conditions.num_inference_steps == STEPS
-    assert found.cost["branch_weights"] == pytest.approx({"cond": 0.5625, "uncond": -0.4375}, abs=0.01)
+    assert found.cost["branch_weights"] == pytest.approx({"cond": 2 / 3, "uncond": -1 / 3}, abs=0.01)
     assert found.cost["runs"]["reference"] == 5
 
 

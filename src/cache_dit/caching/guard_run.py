@@ -74,7 +74,7 @@ def calibrate_guard(
         prompts: what to draw; every other one is held out.
         level: the share of pictures that the promise is for; 0.9 needs at least 9 held-out pictures, 18 prompts.
         target_psnr: the PSNR in dB that the guard works for; None: what three quarters of the pictures reach without.
-        sensitivities: how much an error at each step moves the final picture, where it is known.
+        sensitivities: how much a relative error at each step moves the final picture; None: what the plan says.
         draw: draws a picture; None: calls the pipeline with the prompt, the plan's steps and a generator.
         call: further arguments of the pipeline's call, those that the plan was made with, e.g. its guidance and size.
         seed: of the first picture's noise, for the pipeline; each further picture has the next one.
@@ -104,7 +104,7 @@ def calibrate_guard(
         sigmas=plan.conditions.sigmas or [1 - step / plan.steps for step in range(plan.steps)],
         level=level,
         target=target_psnr,
-        sensitivities=sensitivities,
+        sensitivities=plan.sensitivities if sensitivities is None else sensitivities,
     )
     held_out = [runner.guarded(prompts[number], number, calibration) for number in range(1, len(prompts), 2)]
     scored = replace(

@@ -209,6 +209,8 @@ class Plan:
         cost: what the planning cost, by name, e.g. `{"runs": 42, "seconds": 61.5}`.
         note: what to know of it, e.g. that it is an estimate.
         guard_level: the share of pictures that the guard is to keep the promise for; None: no guard.
+        sensitivities: per step, how much an error relative to the blocks' residual moves the picture, up to a factor;
+            None: not known.
         version: the version of the file format.
 
     Raises:
@@ -222,6 +224,7 @@ class Plan:
     cost: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     guard_level: float | None = None
+    sensitivities: tuple[float, ...] | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -239,6 +242,9 @@ class Plan:
             raise bad_value("chosen", self.chosen, f"one of the points' full steps: {', '.join(map(str, counts))}")
         if self.guard_level is not None:
             check_share("guard_level", self.guard_level)
+        if self.sensitivities is not None and len(self.sensitivities) != self.conditions.num_inference_steps:
+            count = self.conditions.num_inference_steps
+            raise bad_value("sensitivities", self.sensitivities, f"{count} numbers, one for each step")
         object.__setattr__(self, "points", points)
 
     @property

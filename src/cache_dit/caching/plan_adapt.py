@@ -46,6 +46,7 @@ def adapted(plan: Plan, num_inference_steps: int, sigmas: Sequence[float] | None
         chosen=plan.chosen if plan.chosen in kept else None,
         guard_level=plan.guard_level if plan.chosen in kept else None,
         guard=None if plan.guard is None else plan.guard.adapted(old, new),
+        sensitivities=None,
         note=f"{plan.note}; {note}" if plan.note else note,
     )
 

@@ -243,10 +243,16 @@ class _Planner:
 
     def _finished(self, grams: Sequence[Array], probed: Probed) -> Plan:
         forecast = self.race.forecast()
-        found = {number: self._point(number, outcome, forecast) for number, outcome in self.outcomes.items()}
+        found = {number: self._point(number, outcome) for number, outcome in self.outcomes.items()}
         kept = _pareto(found)
         conditions = self._conditions()
-        made = Plan(conditions, tuple(kept), cost=self._cost(forecast, probed), note=self._note(len(found) - len(kept)))
+        made = Plan(
+            conditions,
+            tuple(kept),
+            cost=self._cost(forecast, probed),
+            note=self._note(len(found) - len(kept)),
+            sensitivities=self._sensitivities(probed),
+        )
         number = self.targets.number(self.runs.steps)
         if number is not None:
             return made.select(full_steps=number)
@@ -254,8 +260,8 @@ class _Planner:
             return made.select(target_psnr=self.targets.target_psnr)
         return made
 
-    def _point(self, number: int, outcome: Outcome, forecast: Forecast) -> PlanPoint:
-        winner = outcome.winner
+    def _point(self, number: int, outcome: Outcome) -> PlanPoint:
+        winner, forecast = outcome.winner, self.race.forecast(number)
         predicted = quality(forecast.psnr(winner.schedule, self.mixed), self.seed, held_out=False)
         predicted = replace(
             predicted, low=predicted.mean - 2 * forecast.spread, high=predicted.mean + 2 * forecast.spread
@@ -285,6 +291,12 @@ class _Planner:
             dtype=facts["dtype"],
             predictors=tuple(rule.name for rule in self.rules),
         )
+
+    def _sensitivities(self, probed: Probed) -> tuple[float, ...]:
+        """What a relative error at each step moves, with mean 1: the probes' is that of an error as it stands."""
+        sizes = np.sqrt(np.mean([np.diag(gram) for gram in self.mixed], axis=0))
+        found = np.asarray(probed.sensitivity) * sizes
+        return tuple(round(float(one), 6) for one in found / found.mean())
 
     def _cost(self, forecast: Forecast, probed: Probed) -> dict[str, Any]:
         return {

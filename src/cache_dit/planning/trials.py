@@ -19,6 +19,7 @@ from cache_dit.planning.search import Objective, Schedule, best_schedules, even,
 from cache_dit.planning.split import BranchObjective, splits
 
 _FINALISTS = 2
+"""So many candidates at least are tried on all prompts of the search."""
 
 _HOPELESS = 0.3
 """A move that is worse by so many dB on the first prompts is not tried on more."""
@@ -64,9 +65,9 @@ class Outcome:
     """What a race found for one number of full steps.
 
     Args:
-        winner: the candidate that did best on all prompts it was tried on.
-        measured: its quality; by k-fold on the prompts kept apart where there are any.
-        tied: whether the two best cannot be told apart on this many prompts.
+        winner: the candidate that did best on the prompts of the search.
+        measured: its quality, on the prompts kept apart where there are any.
+        tied: whether it cannot be told from the next best on the prompts of the search.
         tried: how many candidates were run.
     """
 
@@ -118,7 +119,7 @@ class Race:
         common = Candidate.common(even(self.runs.steps, full_steps, self.rules[0]), "even")
         each = work_of(common.branches, self.runs.steps)
         first, second = self.search[: self.few], self.search[: 2 * self.few]
-        end = self.runs.work + max(allowance - _FINALISTS * len(self.held) * each, each)
+        end = self.runs.work + max(allowance - len(self.held) * each, each)
         width = max(_FINALISTS, int((end - self.runs.work) / (each * len(first))))  # had the first round all of it
         before = len(self.known)
         wave = _distinct([*more, *self.proposals(full_steps)])[: max(_FINALISTS, width // 4)]
@@ -128,7 +129,8 @@ class Race:
         ranked = self._ranked(ranked[: max(_FINALISTS, width // 12)], self.search)
         best = self._improved(ranked[0], end)
         best = self._split(best, end)
-        return self._judged(_distinct([best, *ranked])[:_FINALISTS], len(self.known) - before)
+        others = [one for one in ranked if one.key != best.key]
+        return self._judged(best, others[0] if others else None, len(self.known) - before)
 
     def proposals(self, full_steps: int) -> list[Candidate]:
         """What the objectives propose, and even masks: turn by turn, the best of each first."""
@@ -168,10 +170,11 @@ class Race:
         measured = [self.mean(one, self.search[: self.few]) for one in alike]
         return best_fit(self.objectives, [one.schedule for one in alike], measured).objective
 
-    def forecast(self) -> Forecast:
+    def forecast(self, full_steps: int | None = None) -> Forecast:
         """How the objectives' values and measured PSNR go together, over all that was run.
 
-        Fitted on the prompts that all candidates were tried on, then moved by how much harder the others turned out.
+        Fitted on the prompts that all candidates were tried on, then moved by how much harder the others turned out,
+        and by what the candidates with as many full steps missed of the fit, where a number of them is given.
         """
         schedules, measured = [], []
         for candidate in self.known.values():
@@ -184,7 +187,12 @@ class Race:
             missed = [self.measured[one.key, item] - fit.at(fit.objective.cost(one.schedule)) for one in known]
             if missed:
                 harder.append(float(np.mean(missed)))
-        return replace(fit, offset=fit.offset + float(np.mean(harder)))
+        alike = [
+            one - fit.at(fit.objective.cost(schedule))
+            for schedule, one in zip(schedules, measured, strict=True)
+            if sum(schedule.mask) == full_steps
+        ]
+        return replace(fit, offset=fit.offset + float(np.mean(harder)) + (float(np.mean(alike)) if alike else 0.0))
 
     def mean(self, candidate: Candidate, items: Sequence[int]) -> float:
         """Mean PSNR over items."""
@@ -241,25 +249,17 @@ class Race:
         ]
         return [move for pair in zip_longest(*kinds) for move in pair if move is not None]
 
-    def _judged(self, finalists: Sequence[Candidate], tried: int) -> Outcome:
-        """The best over all prompts; its quality where the choice did not see the prompt."""
-        items = [*self.search, *self.held]
-        table = np.array([[self.runs.psnr(one.branches, item) for item in items] for one in finalists])
-        winner = int(np.argmax(table.mean(axis=1)))
-        values = table[winner]
-        if self.held:
-            values = np.array([self._unseen(table, items.index(item)) for item in self.held])
+    def _judged(self, best: Candidate, next_best: Candidate | None, tried: int) -> Outcome:
+        """The best on the prompts of the search, with its quality on those that had no say in the choice."""
+        values = [self.runs.psnr(best.branches, item) for item in self.held or self.search]
         tied = False
-        if len(finalists) > 1:
-            low, high = interval(np.diff(table[:2], axis=0)[0], self.seed)
+        if next_best is not None:
+            ahead = [
+                self.runs.psnr(best.branches, item) - self.runs.psnr(next_best.branches, item) for item in self.search
+            ]
+            low, high = interval(np.array(ahead), self.seed)
             tied = low <= 0 <= high
-        return Outcome(finalists[winner], quality(values, self.seed, held_out=bool(self.held)), tied, tried)
-
-    @staticmethod
-    def _unseen(table: np.ndarray[tuple[int, ...], np.dtype[np.float64]], place: int) -> float:
-        """The PSNR of an item under what the others would have chosen."""
-        others = np.delete(table, place, axis=1)
-        return float(table[int(np.argmax(others.mean(axis=1))), place])
+        return Outcome(best, quality(values, self.seed, held_out=bool(self.held)), tied, tried)
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
