@@ -111,20 +111,23 @@ def best_of_families(listed: list[Entry]) -> list[Entry]:
     return list(best.values())
 
 
-#: A family that is further behind the best of a budget in the search is not drawn on the held-out pictures, in dB.
+#: A family that is further behind its owner's best at a budget is not drawn on the held-out pictures, in dB.
 HOPELESS = 5.0
 
 
 def hopeful(listed: list[Entry]) -> list[Entry]:
     """The best of each family at every budget, without those that the search shows to be far behind.
 
-    What needs no cache stays in any case: it is what all others are measured by.
+    Ours are measured by our best, peers by the best peer, so that however far ahead one is, each owner's best is
+    drawn. What needs no cache stays in any case: it is what all others are measured by.
     """
     best = best_of_families(listed)
-    top: dict[float, float] = {}
+    top: dict[tuple[str, float], float] = {}
     for one in best:
-        top[one.budget] = max(one.search_psnr, top.get(one.budget, one.search_psnr))
-    return [one for one in best if one.owner == "baseline" or one.search_psnr > top[one.budget] - HOPELESS]
+        place = one.owner, one.budget
+        top[place] = max(one.search_psnr, top.get(place, one.search_psnr))
+    near = [one for one in best if one.search_psnr > top[one.owner, one.budget] - HOPELESS]
+    return near + [one for one in best if one.owner == "baseline" and one not in near]
 
 
 def best_of(listed: list[Entry], budget: float, *owners: str) -> Entry | None:

@@ -58,7 +58,7 @@ def _method(results: Results) -> str:
         f"method has up to {settings['candidates']} settings; each is tried on {captions}, "
         f"and at each budget ({budgets}) the one with the best mean PSNR is taken among those whose speed-up by work "
         f"is at least {TOLERANCE:g} of it. Of methods that differ in their predictor alone the best in the search goes "
-        f"on, unless it is more than {HOPELESS:g} dB behind the best of all. What is shown is the "
+        f"on, unless it is more than {HOPELESS:g} dB behind its owner's best (ours, or a peer's). What is shown is the "
         f"result on {settings['pictures']} pictures of other captions, whose speed-up is told "
         f"beside it. A PSNR above {CEILING:g} dB, or of the very same picture, counts as {CEILING:g} dB.{lpips}"
         f"{_planned(results)}\n"

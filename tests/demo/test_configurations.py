@@ -12,7 +12,7 @@ from cache_dit.demo import load_pipeline, plans
 from cache_dit.demo.configurations import Configuration, configurations, plan_for
 from tests.demo.plans import even_plan
 
-PLAN = even_plan(28, 16, 14, 12, 10, 8)
+PLAN = even_plan(28, 16, 14, 12, 10, 7)
 
 
 def named(columns: tuple[Configuration, ...]) -> dict[str, Any]:
@@ -53,42 +53,42 @@ def test_what_is_no_plan_has_a_predictor():
 
 def test_a_plan_is_shown_at_the_most_full_steps_that_reach_each_speed_up():
     columns = named(configurations(28, PLAN))
-    assert (columns["plan 2×"].cache.chosen, columns["plan 2.8×"].cache.chosen) == (14, 10)
+    assert (columns["plan 2×"].cache.chosen, columns["plan 4×"].cache.chosen) == (14, 7)
 
 
 def test_the_even_mask_computes_as_many_steps_as_the_faster_plan():
     columns = named(configurations(28, PLAN))
-    assert sum(columns["even mask"].cache.steps_computation_mask) == columns["plan 2.8×"].cache.point.full_steps
+    assert sum(columns["even mask"].cache.steps_computation_mask) == columns["plan 4×"].cache.point.full_steps
 
 
 def test_speed_ups_that_one_point_reaches_are_one_column_and_those_that_none_reaches_none():
-    assert [name for name in named(configurations(28, even_plan(28, 10))) if "plan" in name] == ["plan 2.8×"]
+    assert [name for name in named(configurations(28, even_plan(28, 7))) if "plan" in name] == ["plan 4×"]
     assert [name for name in named(configurations(28, even_plan(28, 14))) if "plan" in name] == ["plan 2×"]
     assert [name for name in named(configurations(28, even_plan(28, 20))) if "plan" in name] == []
 
 
 def test_a_plan_says_what_was_measured_or_that_it_is_an_estimate():
-    column = named(configurations(28, PLAN))["plan 2.8×"]
-    assert column.explanation.startswith("10 of 28 steps")
+    column = named(configurations(28, PLAN))["plan 4×"]
+    assert column.explanation.startswith("7 of 28 steps")
     unseen = "On average over 8 pictures that the search did not see: 40.0 dB, 5th percentile 36.0."
     assert column.explanation.endswith(unseen)
-    adapted = named(configurations(50, PLAN.adapt(50)))["plan 2.8×"]
+    adapted = named(configurations(50, PLAN.adapt(50)))["plan 4×"]
     assert "An estimate: adapted from 28 to 50 steps" in adapted.explanation
     assert " dB" not in adapted.explanation
 
 
 def test_a_plan_is_written_with_its_chosen_point_alone_and_can_be_read_again():
-    column = named(configurations(28, PLAN))["plan 2.8×"]
+    column = named(configurations(28, PLAN))["plan 4×"]
     written = json.loads(json.dumps(column.as_dict(), allow_nan=False))
-    assert Plan.of(written["cache"]["plan"]) == even_plan(28, 10).select(full_steps=10)
+    assert Plan.of(written["cache"]["plan"]) == even_plan(28, 7).select(full_steps=7)
 
 
 def test_the_plan_of_so_many_steps_is_taken_where_there_is_one_and_else_adapted(shipped: Path, pipe: Any):
-    even_plan(28, 14, 10, pipe=pipe).save(shipped / "28.json")
+    even_plan(28, 14, 7, pipe=pipe).save(shipped / "28.json")
     even_plan(20, 10, pipe=pipe).save(shipped / "20.json")
-    assert plan_for(pipe, 28) == even_plan(28, 14, 10, pipe=pipe)
+    assert plan_for(pipe, 28) == even_plan(28, 14, 7, pipe=pipe)
     assert plan_for(pipe, 20) == even_plan(20, 10, pipe=pipe)
-    assert plan_for(pipe, 50) == even_plan(28, 14, 10, pipe=pipe).adapt(50)
+    assert plan_for(pipe, 50) == even_plan(28, 14, 7, pipe=pipe).adapt(50)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.demo.plans import even_plan
 
 PROMPTS = ("noto emoji of owl", 'a <b>"rocket"</b> & more')
 STEPS = 8
-NAMES = ["no cache", "plan 2×", "plan 2.8×", "even mask", "preset mask", "threshold", "threshold, fast"]
+NAMES = ["no cache", "plan 2×", "plan 4×", "even mask", "preset mask", "threshold", "threshold, fast"]
 
 
 class Page(html.parser.HTMLParser):
@@ -110,7 +110,7 @@ def test_something_was_skipped(results: dict):
 
 
 def test_a_plan_is_followed_and_named(results: dict, page: Page):
-    for name, expected, tag in (("plan 2×", 4, "DBCache_PLAN4of8_CFG0"), ("plan 2.8×", 2, "DBCache_PLAN2of8_CFG0")):
+    for name, expected, tag in (("plan 2×", 4, "DBCache_PLAN4of8_CFG0"), ("plan 4×", 2, "DBCache_PLAN2of8_CFG0")):
         pictures = [entry for entry in results["pictures"] if entry["configuration"] == name]
         assert [picture["computed_steps"] for picture in pictures] == [expected] * len(PROMPTS)
         assert tag in page.text

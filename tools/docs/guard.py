@@ -1,7 +1,7 @@
 """The guard of a plan, what it promises and what comes true: ``python -m tools.docs.guard`` measures, fills the page.
 
-It is calibrated on one style of the demo model's captions, then tried on further captions of that style, on another
-style, and with another number of steps. With ``--draw`` nothing is measured.
+The demo model's plan is calibrated on one style of its captions, then tried on further captions of that style, on
+another style, and with another number of steps. With ``--draw`` nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from tools.docs.report import DOCS, FIGURES
 STYLE, OTHER = "noto emoji of", "glossy 3d emoji of"
 PICTURES, STEPS, OTHER_STEPS, SEED, LEVEL = 24, 28, 50, 100, 0.9
 
-#: Full steps of 28, and those of the next faster plan: what lies between them the guard may drop.
-MASK = "1110010010010010010010010001"
-FASTER = "1110010010010010000010000001"
-DAMPING = 0.5
+#: Of the demo model's plan. What its next faster point does without, the guard may drop.
+FULL_STEPS = 8
 
 _PLACE = re.compile(r"(<!-- guard -->\n).*?(<!-- end of guard -->)", re.DOTALL)
 
@@ -64,18 +62,13 @@ def measure(captions: Sequence[str]) -> Data:
 
     import cache_dit
     from cache_dit.caching.guard_run import calibrate_guard
-    from cache_dit.caching.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint
+    from cache_dit.demo.plans import demo_plan
 
     torch.set_num_threads(1)
     began = time.perf_counter()
     pipe = cache_dit.demo.load_pipeline(progress=False)
     levels = {steps: _sigmas(pipe, steps) for steps in (STEPS, OTHER_STEPS)}
-    points = tuple(
-        PlanPoint(mask.count("1"), {"*": BranchSchedule(tuple(map(int, mask)), (GapRule(1, DAMPING),))})
-        for mask in (MASK, FASTER)
-    )
-    conditions = Conditions(num_inference_steps=STEPS, sigmas=tuple(levels[STEPS]))
-    plan = Plan(conditions, points, chosen=MASK.count("1"))
+    plan = demo_plan(STEPS).select(full_steps=FULL_STEPS)
     plan = calibrate_guard(pipe, plan, chosen(captions, STYLE, PICTURES), level=LEVEL, seed=SEED, progress=_say)
     adapted = plan.adapt(OTHER_STEPS, levels[OTHER_STEPS])
     assert plan.guard is not None
@@ -90,9 +83,9 @@ def measure(captions: Sequence[str]) -> Data:
         f"both, {OTHER_STEPS} steps": (adapted, fewer, OTHER_STEPS),
     }
     return {
-        "mask": MASK,
-        "faster": FASTER,
-        "rule": GapRule(1, DAMPING).name,
+        "masks": {branch: schedule.text for branch, schedule in plan.point.branches.items()},
+        "planned": plan.point.quality.mean if plan.point.quality else None,
+        "guidance": pipe.call_arguments["true_cfg_scale"],
         "steps": STEPS,
         "level": LEVEL,
         "style": STYLE,
@@ -188,6 +181,7 @@ def filled(text: str) -> str:
 
 def _lines(data: Data) -> Iterator[str]:
     made, level = data["calibration"], data["level"]
+    masks = " and ".join(f"`{text}`" for text in data["masks"].values())
     pictures = data["calibration_prompts"]
     yield (
         "![Estimated and true PSNR of each picture under the guard, and the line above which the promise holds]"
@@ -195,8 +189,8 @@ def _lines(data: Data) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"*The demo model, {data['steps']} steps, guidance 4.5, {made['full_steps']} full steps `{data['mask']}`, "
-        f"`{data['rule']}`. Calibrated with {pictures} captions that begin with “{data['style']}”; the other style is "
+        f"*The demo model, {data['steps']} steps, guidance {data['guidance']:g}; its plan for {made['full_steps']} full "
+        f"steps, {masks}, which was measured to have {data['planned']:.1f} dB on captions of all kinds. Calibrated with {pictures} captions that begin with “{data['style']}”; the other style is "
         f"“{data['other_style']}”. torch {data['torch']}. [Data](figures/guard.json).*"
     )
     yield ""

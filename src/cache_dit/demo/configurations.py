@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 #: The plan that those for other numbers of steps are adapted from.
 _PLANNED_STEPS = 28
 #: The ideal speed-ups that a plan is chosen for.
-_SPEEDUPS = (2.0, 2.8)
+_SPEEDUPS = (2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,20 @@ def _masked(steps: int) -> list[Configuration]:
     def static(mask: list[int] | None) -> DBCacheConfig:
         return DBCacheConfig(Fn_compute_blocks=0, steps_computation_mask=mask, steps_computation_policy="static")
 
-    even = steps_mask(total_steps=steps, mask_policy="even", full_steps=max(1, steps * 10 // 28), warmup=1, bend=1.5)
+    even = steps_mask(total_steps=steps, mask_policy="even", full_steps=max(1, steps // 4), warmup=1)
     return [
         Configuration(
             "even mask",
-            f"{sum(even or [])} of {steps} steps, the same for any model: spread from the first to the last with gaps "
-            "that grow; the others are predicted by Taylor's polynomial of order 1, damped by half.",
+            f"{sum(even or [])} of {steps} steps, the same for any model: evenly spaced from the first to the last; "
+            "the others are predicted by Taylor's polynomial of order 1, damped by half.",
             static(even),
             TaylorSeerCalibratorConfig(damping=0.5),
         ),
         Configuration(
             "preset mask",
-            'The preset "medium" says which steps to compute, most of them early; Taylor\'s polynomial predicts the '
+            'The preset "fast" says which steps to compute, most of them early; Taylor\'s polynomial predicts the '
             "others.",
-            static(steps_mask(total_steps=steps, mask_policy="medium")),
+            static(steps_mask(total_steps=steps, mask_policy="fast")),
             TaylorSeerCalibratorConfig(),
         ),
     ]
@@ -139,27 +139,26 @@ def _masked(steps: int) -> list[Configuration]:
 def _measured(steps: int) -> list[Configuration]:
     """Thresholds: the first block always runs, and its change decides."""
 
-    def threshold(value: float, in_a_row: int) -> DBCacheConfig:
+    def threshold(value: float, warmup: int) -> DBCacheConfig:
         return DBCacheConfig(
             Fn_compute_blocks=1,
             Bn_compute_blocks=0,
             residual_diff_threshold=value,
-            max_warmup_steps=max(1, round(steps / 7)),
-            max_continuous_cached_steps=in_a_row,
+            max_warmup_steps=max(1, warmup),
         )
 
     return [
         Configuration(
             "threshold",
-            "A step is skipped when the first block changed by less than 8 % since the last computed step, "
-            "never two in a row; Taylor's polynomial predicts what the skipped blocks would have added.",
-            threshold(0.08, 1),
+            "A step is skipped when the first block changed by less than 10 % since the last computed step; Taylor's "
+            "polynomial predicts what the skipped blocks would have added.",
+            threshold(0.1, round(steps / 7)),
             TaylorSeerCalibratorConfig(),
         ),
         Configuration(
             "threshold, fast",
-            "The same with 20 %, and at most three in a row.",
-            threshold(0.20, 3),
+            "The same with 40 %, and half as many steps that are computed first: so fast that pictures change visibly.",
+            threshold(0.4, round(steps / 14)),
             TaylorSeerCalibratorConfig(),
         ),
     ]

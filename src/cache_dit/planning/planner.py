@@ -261,20 +261,25 @@ class _Planner:
         return made
 
     def _point(self, number: int, outcome: Outcome) -> PlanPoint:
-        winner, forecast = outcome.winner, self.race.forecast(number)
-        predicted = quality(forecast.psnr(winner.schedule, self.mixed), self.seed, held_out=False)
-        predicted = replace(
-            predicted, low=predicted.mean - 2 * forecast.spread, high=predicted.mean + 2 * forecast.spread
-        )
+        winner = outcome.winner
         share = float(np.mean([sum(one.mask) / self.runs.steps for one in winner.branches.values()]))
         return PlanPoint(
             full_steps=number,
             branches=dict(winner.branches),
-            predicted=predicted,
+            predicted=self._predicted(number, winner),
             measured=replace(outcome.measured, lpips=self.runs.lpips(winner.branches, self.held or self.search)),
             ideal_speedup=round(1 / share, 4),
             measured_speedup=self.runs.speedup(winner.branches),
         )
+
+    def _predicted(self, number: int, winner: Candidate) -> Quality:
+        """What pictures that were not drawn yet are expected to have: those of the search, or else the forecast."""
+        if self.held:
+            return quality([self.runs.psnr(winner.branches, item) for item in self.search], self.seed, held_out=False)
+        forecast = self.race.forecast(number)
+        expected = quality(forecast.psnr(winner.schedule, self.mixed), self.seed, held_out=False)
+        margin = 2 * forecast.spread
+        return replace(expected, low=expected.mean - margin, high=expected.mean + margin)
 
     def _conditions(self) -> Conditions:
         facts = self.runs.facts

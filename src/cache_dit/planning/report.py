@@ -66,7 +66,8 @@ def lines(plan: Plan) -> list[str]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in runs.items())
         found.append(f"cost: {cost['uncached_runs']} uncached runs' time, {cost['seconds']} s ({kinds} runs)")
     if "forecast_error_db" in cost:
-        found.append(f"predicted from {cost['objective']!r}, which leaves {cost['forecast_error_db']} dB (rms)")
+        left = cost["forecast_error_db"]
+        found.append(f"the forecast of {cost['objective']!r} fits best, and leaves {left} dB (rms)")
     return [*found, *([f"note: {plan.note}"] if plan.note else [])]
 
 

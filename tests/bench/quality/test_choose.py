@@ -91,11 +91,14 @@ def test_the_best_of_an_owner_is_the_best_of_the_search_not_of_the_result():
 def test_a_family_far_behind_in_the_search_is_not_drawn_but_fewer_steps_are():
     rows = {}
     for name, owner, psnr in (
-        ("best", "peer", 40),
-        ("near", "ours", 36),
-        ("far", "ours", 30),
+        ("our best", "ours", 60),
+        ("our near one", "ours", 56),
+        ("our far one", "ours", 54),
+        ("their best", "peer", 40),
+        ("their far one", "peer", 34),
         ("none", "baseline", 20),
     ):
         rows |= rows_of(name, [(MIDDLE, 2.0, [psnr])], owner=owner)
 
-    assert {entry.method for entry in hopeful(entries(rows, (2.0,)))} == {"best", "near", "none"}
+    drawn = {entry.method for entry in hopeful(entries(rows, (2.0,)))}
+    assert drawn == {"our best", "our near one", "their best", "none"}, "however far ahead ours is"
