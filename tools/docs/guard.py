@@ -85,7 +85,7 @@ def measure(captions: Sequence[str]) -> Data:
     return {
         "masks": {branch: schedule.text for branch, schedule in plan.point.branches.items()},
         "planned": plan.point.quality.mean if plan.point.quality else None,
-        "guidance": pipe.call_arguments["true_cfg_scale"],
+        "guidance": pipe.call_defaults["true_cfg_scale"],
         "steps": STEPS,
         "level": LEVEL,
         "style": STYLE,

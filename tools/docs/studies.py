@@ -23,7 +23,7 @@ PROMPTS = (
     "flat emoji of person cartwheeling, light skin tone",
 )
 #: Guidance that every study runs with: the model's own, with two branches, and none, with one.
-SCALES = {"guided": 4.5, "plain": 1.0}
+SCALES = {"guided": 2.0, "plain": 1.0}
 #: Steps of the uncached runs that show what simply taking fewer steps gives.
 FEWER_STEPS = (24, 20, 17, 14, 12, 10, 8, 6)
 
@@ -161,7 +161,7 @@ STUDIES: dict[str, Study] = {
         "run of another prompt.",
     ),
     "easycache": Study(
-        partial(_policy, "easycache", (0.05, 0.1, 0.2, 0.4), Fn_compute_blocks=0),
+        partial(_policy, "easycache", (0.02, 0.05, 0.1, 0.2), Fn_compute_blocks=0),
         "The EasyCache policy at four budgets τ, with Fn=0.",
         "estimated change of the output",
         traced=1,

@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="of the transformer")
     parser.add_argument("--processes", type=int, help="that train the transformer (default: CPU cores, or 1 on a GPU)")
     parser.add_argument("--shift", type=float, default=2.0, help="of the scheduler's sigmas")
-    parser.add_argument("--true-cfg-scale", type=float, default=4.5, help="recommended guidance, 1 for none")
+    parser.add_argument("--true-cfg-scale", type=float, default=2.0, help="recommended guidance, 1 for none")
     return parser.parse_args()
 
 

@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shift", type=float, default=2.0)
-    parser.add_argument("--true-cfg-scale", type=float, default=4.5)
+    parser.add_argument("--true-cfg-scale", type=float, default=2.0)
     arguments = parser.parse_args()
     pictures = load_pictures(arguments.data)
     pipeline = assemble(pictures, arguments.work, shift=arguments.shift, dtype=torch.bfloat16)
