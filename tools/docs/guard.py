@@ -189,8 +189,9 @@ def _lines(data: Data) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"*The demo model, {data['steps']} steps, guidance {data['guidance']:g}; its plan for {made['full_steps']} full "
-        f"steps, {masks}, which was measured to have {data['planned']:.1f} dB on captions of all kinds. Calibrated with {pictures} captions that begin with “{data['style']}”; the other style is "
+        f"*The demo model, {data['steps']} steps, guidance {data['guidance']:g}; its plan for {made['full_steps']} "
+        f"full steps, {masks}, measured at {data['planned']:.1f} dB on captions of all kinds. Calibrated "
+        f"with {pictures} captions that begin with “{data['style']}”; the other style is "
         f"“{data['other_style']}”. torch {data['torch']}. [Data](figures/guard.json).*"
     )
     yield ""
