@@ -14,7 +14,7 @@ from bench.gpu.models import SPECS, Spec
 Row = dict[str, Any]
 Rows = Mapping[str, Row]
 
-#: The goals: a step where nothing is cached, and a loop's speed-up against the ideal at about 3.9×.
+#: The goals: a step where nothing is cached, and a loop's speed-up against the ideal at about 4×.
 OVERHEAD, EFFICIENCY = 1.005, 0.95
 #: Times that the host may wait in a step.
 WAITS = {"planned": 0, "static": 0, "measured": 1, "dynamic": 1}

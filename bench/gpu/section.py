@@ -40,7 +40,7 @@ from steps that all models make in turn, in random order. A *loop* is a whole de
 
 *Static* and *planned* follow a mask made before (Fn=0), *dynamic* and *measured* a threshold (Fn=1); *planned* and
 *measured* skip nothing, the others every step but the first. In loops, *even* computes evenly spaced steps, about one
-in 3.9, and *slow* to *ultra* are the presets of `steps_mask`. *Ideal* is the speed-up if nothing but blocks took time.
+in four, and *slow* to *ultra* are the presets of `steps_mask`. *Ideal* is the speed-up if nothing but blocks took time.
 """
 
 _IN_TURN = """\

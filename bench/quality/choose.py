@@ -118,16 +118,15 @@ HOPELESS = 5.0
 def hopeful(listed: list[Entry]) -> list[Entry]:
     """The best of each family at every budget, without those that the search shows to be far behind.
 
-    Ours are measured by our best, peers by the best peer, so that however far ahead one is, each owner's best is
-    drawn. What needs no cache stays in any case: it is what all others are measured by.
+    Ours are measured by our best, peers by the best peer, and what needs no cache by itself: however far ahead one is,
+    each owner's best is drawn.
     """
     best = best_of_families(listed)
     top: dict[tuple[str, float], float] = {}
     for one in best:
         place = one.owner, one.budget
         top[place] = max(one.search_psnr, top.get(place, one.search_psnr))
-    near = [one for one in best if one.search_psnr > top[one.owner, one.budget] - HOPELESS]
-    return near + [one for one in best if one.owner == "baseline" and one not in near]
+    return [one for one in best if one.search_psnr > top[one.owner, one.budget] - HOPELESS]
 
 
 def best_of(listed: list[Entry], budget: float, *owners: str) -> Entry | None:

@@ -16,6 +16,7 @@ from cache_dit.caching.attach import state_of
 from cache_dit.caching.guard import Guard, GuardCalibration, guard_for, optional_steps
 from cache_dit.caching.guard_run import Runner, calibrate_guard
 from cache_dit.caching.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint
+from cache_dit.caching.planned import PlanPolicy
 from cache_dit.errors import ConfigError
 from tests.caching.test_policies_in_engine import counted_reads
 from tests.caching.toys import Toy, denoise, frozen_run, line, loop, normal, same, stream_inputs
@@ -177,6 +178,25 @@ def test_where_nothing_changes_nothing_is_missed() -> None:
 def test_a_plan_whose_guard_cannot_keep_its_word_is_refused(made: GuardCalibration | None, level: float) -> None:
     with pytest.raises(ConfigError, match=r"guard|too few"):
         guard_for(plan(guard=made).with_guard(level))
+
+
+def weights_of(guard: Guard | None, times: list[float], target: float) -> list[float]:
+    policy = PlanPolicy(DBCacheConfig(plan=plan()), num_inference_steps=STEPS, guard=guard)
+    return policy.predictor.coefficients(times, target)
+
+
+def test_after_an_inserted_step_no_line_is_drawn_further_than_planned() -> None:
+    planned = weights_of(Guard(), [1.0, 4.0], 6.0)  # of the mask 110010010101
+    assert planned == weights_of(None, [1.0, 4.0], 6.0) == pytest.approx([-1 / 3, 4 / 3])
+    after = weights_of(Guard(), [4.0, 5.0], 6.0)
+    assert weights_of(None, [4.0, 5.0], 6.0) == pytest.approx([-0.5, 1.5])
+    assert after == pytest.approx([-1 / 3, 4 / 3]) and sum(after) == pytest.approx(1)
+
+
+def test_where_a_step_was_dropped_the_rule_is_the_plans() -> None:
+    assert (
+        weights_of(Guard(), [1.0, 7.0], 8.0) == weights_of(None, [1.0, 7.0], 8.0) == pytest.approx([-1 / 12, 13 / 12])
+    )
 
 
 def test_a_plan_without_a_guard_asks_for_none() -> None:

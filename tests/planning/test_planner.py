@@ -50,6 +50,27 @@ def test_a_plan_has_the_points_asked_for_and_says_what_they_give(planned: tuple[
     assert found.conditions.num_inference_steps == STEPS
     assert found.cost["branch_weights"] == pytest.approx({"cond": 2 / 3, "uncond": -1 / 3}, abs=0.01)
     assert found.cost["runs"]["reference"] == 5
+    assert found.sensitivities is not None
+    assert sum(found.sensitivities) / STEPS == pytest.approx(1, abs=1e-4)
+
+
+def test_what_is_predicted_is_what_the_pictures_of_the_search_had(pipe: Any, planned: tuple[Plan, Path]) -> None:
+    point = planned[0].select(full_steps=4)
+    predicted = point.point.predicted
+    assert predicted is not None
+    assert (predicted.pictures, predicted.held_out) == (2, False)
+
+    def draw(number: int) -> Any:
+        generator = torch.Generator().manual_seed(number)
+        return pipe(PROMPTS[number], num_inference_steps=STEPS, generator=generator, output_type="np").images[0]
+
+    uncached = [draw(0), draw(1)]
+    cache_dit.enable_cache(pipe, point)
+    try:
+        errors = [np.mean((one.astype(float) - draw(number)) ** 2) for number, one in enumerate(uncached)]
+    finally:
+        cache_dit.disable_cache(pipe)
+    assert predicted.mean == pytest.approx(np.mean(-10 * np.log10(errors)), abs=0.01)
 
 
 def test_the_plan_runs_and_gives_what_the_trial_gave(pipe: Any, planned: tuple[Plan, Path]) -> None:

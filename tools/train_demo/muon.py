@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,8 +11,11 @@ import torch
 class StackedMuon(torch.optim.Muon):
     """`torch.optim.Muon` without weight decay, with a few large operations where it has thousands of small ones.
 
-    A step of it on a GPU costs what its slowest launches cost, not what its matrices do.
+    A step of it on a GPU costs what its slowest launches cost, not what its matrices do. Nesterov's momentum.
     """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, lr, weight_decay=0.0, momentum=momentum)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

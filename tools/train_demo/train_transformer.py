@@ -90,7 +90,7 @@ def build_optimizers(denoiser: nn.Module, settings: Settings) -> list[torch.opti
         hidden = inside and parameter.ndim == 2 and "norm" not in name and "bias" not in name
         (matrices if hidden else others).append(parameter)
     return [
-        StackedMuon(matrices, settings.muon_lr, weight_decay=0.0, momentum=0.95),
+        StackedMuon(matrices, settings.muon_lr),
         torch.optim.AdamW(others, settings.adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
     ]
 
@@ -237,7 +237,7 @@ def log_progress(trainer: Trainer, losses: list[torch.Tensor]) -> None:
 
 
 def main() -> None:
-    """Trains the transformer by itself; `run.py` does this and all the rest."""
+    """Trains the transformer by itself; `python -m tools.train_demo` does this and all the rest."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)

@@ -242,9 +242,12 @@ class Plan:
             raise bad_value("chosen", self.chosen, f"one of the points' full steps: {', '.join(map(str, counts))}")
         if self.guard_level is not None:
             check_share("guard_level", self.guard_level)
-        if self.sensitivities is not None and len(self.sensitivities) != self.conditions.num_inference_steps:
+        if self.sensitivities is not None:
+            known = tuple(map(float, self.sensitivities))
             count = self.conditions.num_inference_steps
-            raise bad_value("sensitivities", self.sensitivities, f"{count} numbers, one for each step")
+            if len(known) != count or not all(0 <= one < math.inf for one in known):
+                raise bad_value("sensitivities", self.sensitivities, f"{count} numbers >= 0, one for each step")
+            object.__setattr__(self, "sensitivities", known)
         object.__setattr__(self, "points", points)
 
     @property

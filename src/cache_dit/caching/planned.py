@@ -76,7 +76,12 @@ class PlanPolicy(StepPolicy):
         return Predictor("plan", 1 + max(orders), self._weights)
 
     def _weights(self, times: Sequence[float], target: float) -> list[float]:
-        return self.schedule.rule(int(target)).predictor.coefficients(times, target)
+        predictor = self.schedule.rule(int(target)).predictor
+        weights = predictor.coefficients(times, target)
+        if self.guard is None:
+            return weights
+        planned = [float(step) for step in self.schedule.full if step < target][-predictor.history :]
+        return _reined_in(weights, predictor.coefficients(planned, target))
 
     @property
     def caches(self) -> bool:
@@ -101,6 +106,19 @@ class PlanPolicy(StepPolicy):
     def unplanned(self) -> dict[int, str]:
         """The steps that were not done as planned, with the reason code of each."""
         return {one.step: one.why for one in self.records if one.computed is not self._planned(one.step)}
+
+
+def _reined_in(weights: list[float], planned: Sequence[float]) -> list[float]:
+    """The weights, drawn towards reuse where they lean on older steps more than the planned ones would.
+
+    A step that the guard inserted stands close to the one before it: a line through these two, drawn over the rest of a
+    long gap, multiplies every difference between them.
+    """
+    leaning, allowed = (sum(map(abs, some[:-1])) for some in (weights, planned))
+    if leaning <= allowed:
+        return weights
+    share = allowed / leaning
+    return [*(share * weight for weight in weights[:-1]), 1 - share * (1 - weights[-1])]
 
 
 def unknown_branch(plan: Plan, branch: Hashable) -> ConfigError:

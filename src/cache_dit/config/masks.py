@@ -73,7 +73,7 @@ def steps_mask(
     step, and "slow" computes at least as many steps as "medium", "medium" as "fast", and "fast" as "ultra". For 1 to
     3 steps it computes all. An even mask computes the warm-up, spreads the other full steps evenly, and computes the
     last step: `steps_mask(total_steps=10, mask_policy="even", full_steps=5, warmup=2)` is `1100100101`. With a `bend`
-    above 1 its gaps grow from step to step, since early steps matter more.
+    above 1 its gaps grow from step to step, for models whose early steps matter more.
 
     Args:
         compute_bins: lengths, in steps, of the runs of computed steps; needs `cache_bins`. They take turns, computed
@@ -86,9 +86,10 @@ def steps_mask(
         full_steps: for `"even"`: how many steps to compute, at least 1 and at most `total_steps`.
         warmup: for `"even"`: how many of them come first, at least 1; fewer where `full_steps` leaves no room for the
             last step beside them.
-        bend: for `"even"`: at least 1; the n-th of N full steps after the warm-up lies at (n / N)^bend of the way.
+        bend: for `"even"`: at least 1; the n-th of N full steps after the warm-up lies at (n / N)^bend of the way to
+            the last step.
         last: for `"even"`: whether the last step is one of the full ones; if not, what follows the last full step is
-            a gap like the others.
+            a gap like the others: as if the N-th were one past the end.
 
     Returns:
         One entry per step, or None for no mask.

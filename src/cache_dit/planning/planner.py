@@ -269,17 +269,17 @@ class _Planner:
         return PlanPoint(
             full_steps=number,
             branches=dict(winner.branches),
-            predicted=self._predicted(number, winner),
+            predicted=self._predicted(winner),
             measured=replace(outcome.measured, lpips=self.runs.lpips(winner.branches, self.held or self.search)),
             ideal_speedup=round(1 / share, 4),
             measured_speedup=self.runs.speedup(winner.branches),
         )
 
-    def _predicted(self, number: int, winner: Candidate) -> Quality:
+    def _predicted(self, winner: Candidate) -> Quality:
         """What pictures that were not drawn yet are expected to have: those of the search, or else the forecast."""
         if self.held:
             return quality([self.runs.psnr(winner.branches, item) for item in self.search], self.seed, held_out=False)
-        forecast = self.race.forecast(number)
+        forecast = self.race.forecast()
         expected = quality(forecast.psnr(winner.schedule, self.mixed), self.seed, held_out=False)
         margin = 2 * forecast.spread
         return replace(expected, low=expected.mean - margin, high=expected.mean + margin)
@@ -300,10 +300,12 @@ class _Planner:
             predictors=tuple(rule.name for rule in self.rules),
         )
 
-    def _sensitivities(self, probed: Probed) -> tuple[float, ...]:
+    def _sensitivities(self, probed: Probed) -> tuple[float, ...] | None:
         """What a relative error at each step moves, with mean 1: the probes' is that of an error as it stands."""
         sizes = np.sqrt(np.mean([np.diag(gram) for gram in self.mixed], axis=0))
         found = np.asarray(probed.sensitivity) * sizes
+        if not found.mean() > 0:
+            return None
         return tuple(round(float(one), 6) for one in found / found.mean())
 
     def _cost(self, forecast: Forecast, probed: Probed) -> dict[str, Any]:

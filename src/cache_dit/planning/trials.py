@@ -129,8 +129,7 @@ class Race:
         ranked = self._ranked(ranked[: max(_FINALISTS, width // 12)], self.search)
         best = self._improved(ranked[0], end)
         best = self._split(best, end)
-        others = [one for one in ranked if one.key != best.key]
-        return self._judged(best, others[0] if others else None, len(self.known) - before)
+        return self._judged(best, len(self.known) - before)
 
     def proposals(self, full_steps: int) -> list[Candidate]:
         """What the objectives propose, and even masks: turn by turn, the best of each first."""
@@ -170,11 +169,10 @@ class Race:
         measured = [self.mean(one, self.search[: self.few]) for one in alike]
         return best_fit(self.objectives, [one.schedule for one in alike], measured).objective
 
-    def forecast(self, full_steps: int | None = None) -> Forecast:
+    def forecast(self) -> Forecast:
         """How the objectives' values and measured PSNR go together, over all that was run.
 
-        Fitted on the prompts that all candidates were tried on, then moved by how much harder the others turned out,
-        and by what the candidates with as many full steps missed of the fit, where a number of them is given.
+        Fitted on the prompts that all candidates were tried on, then moved by how much harder the others turned out.
         """
         schedules, measured = [], []
         for candidate in self.known.values():
@@ -187,12 +185,7 @@ class Race:
             missed = [self.measured[one.key, item] - fit.at(fit.objective.cost(one.schedule)) for one in known]
             if missed:
                 harder.append(float(np.mean(missed)))
-        alike = [
-            one - fit.at(fit.objective.cost(schedule))
-            for schedule, one in zip(schedules, measured, strict=True)
-            if sum(schedule.mask) == full_steps
-        ]
-        return replace(fit, offset=fit.offset + float(np.mean(harder)) + (float(np.mean(alike)) if alike else 0.0))
+        return replace(fit, offset=fit.offset + float(np.mean(harder)))
 
     def mean(self, candidate: Candidate, items: Sequence[int]) -> float:
         """Mean PSNR over items."""
@@ -249,17 +242,24 @@ class Race:
         ]
         return [move for pair in zip_longest(*kinds) for move in pair if move is not None]
 
-    def _judged(self, best: Candidate, next_best: Candidate | None, tried: int) -> Outcome:
+    def _judged(self, best: Candidate, tried: int) -> Outcome:
         """The best on the prompts of the search, with its quality on those that had no say in the choice."""
         values = [self.runs.psnr(best.branches, item) for item in self.held or self.search]
-        tied = False
-        if next_best is not None:
-            ahead = [
-                self.runs.psnr(best.branches, item) - self.runs.psnr(next_best.branches, item) for item in self.search
-            ]
-            low, high = interval(np.array(ahead), self.seed)
-            tied = low <= 0 <= high
-        return Outcome(best, quality(values, self.seed, held_out=bool(self.held)), tied, tried)
+        return Outcome(best, quality(values, self.seed, held_out=bool(self.held)), self._tied(best), tried)
+
+    def _tied(self, best: Candidate) -> bool:
+        """Whether the next best with as many full steps may be as good, of those that ran on all prompts."""
+        alike = (one for one in self.known.values() if sum(one.schedule.mask) == sum(best.schedule.mask))
+        rivals = [
+            [self.measured[one.key, item] for item in self.search]
+            for one in alike
+            if one.key != best.key and all((one.key, item) in self.measured for item in self.search)
+        ]
+        if not rivals:
+            return False
+        own = [self.measured[best.key, item] for item in self.search]
+        low, high = interval(np.subtract(own, max(rivals, key=np.mean)), self.seed)
+        return low <= 0 <= high
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

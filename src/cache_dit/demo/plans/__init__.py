@@ -1,4 +1,7 @@
-"""Plans of the demo model, made by `cache-dit plan --model demo --prompts prompts.txt`: one per number of steps."""
+"""Plans of the demo model, made by `cache-dit plan --model demo --prompts prompts.txt`: one per number of steps.
+
+The one for 28 was searched longer than by default (`--max-runs 560`), those for 20 and 50 began from it (`start=`).
+"""
 
 from __future__ import annotations
 
