@@ -123,6 +123,8 @@ def test_an_even_mask_computes_as_asked_and_its_gaps_differ_by_one_at_most(
 def test_an_even_mask_may_leave_the_last_step_to_a_gap() -> None:
     mask = steps_mask(total_steps=10, mask_policy="even", full_steps=3, warmup=1, last=False)
     assert mask == [1, 0, 0, 1, 0, 0, 0, 1, 0, 0]
+    bent = steps_mask(total_steps=28, mask_policy="even", full_steps=5, warmup=1, bend=1.3, last=False)
+    assert "".join(map(str, bent or [])) == "1001000001000010000001000000"
 
 
 @given(data=st.data(), steps=st.integers(2, 60), warmup=st.integers(1, 8), bend=st.floats(1, 3))

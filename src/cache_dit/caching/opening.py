@@ -8,7 +8,6 @@ from typing import Any
 
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.chain import Chain, Layout
-from cache_dit.caching.guard import Guard, guard_for
 from cache_dit.caching.lane import Lane
 from cache_dit.caching.offload import relied_on_when_skipped, shares_groups, widen_back
 from cache_dit.caching.options import ChainOptions
@@ -39,18 +38,6 @@ def layout_now(chain: Chain, options: ChainOptions, *, last: bool) -> tuple[Layo
     if isinstance(cache, DBPruneConfig) and shares_groups(chain):
         refused = refused or "offload_groups"
     return layout, refused
-
-
-def guard_of(options: ChainOptions) -> Guard | None:
-    """The guard of a new request with these options; None where they ask for none.
-
-    Raises:
-        ConfigError: the plan was not calibrated for it.
-    """
-    if options.cache.plan is None:
-        return None
-    plan = Plan.of(options.cache.plan)
-    return guard_for(plan if options.cache.plan_guard is None else plan.with_guard(options.cache.plan_guard))
 
 
 def policy_maker(

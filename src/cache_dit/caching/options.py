@@ -11,7 +11,7 @@ import torch
 from cache_dit.caching.accumulating import AccumulatingPolicy
 from cache_dit.caching.calibration import PolicyCalibration
 from cache_dit.caching.chain import Chain
-from cache_dit.caching.guard import guard_for
+from cache_dit.caching.guard import Guard, guard_for
 from cache_dit.caching.history import History
 from cache_dit.caching.plan import Conditions, Plan
 from cache_dit.caching.policy import Probe, make_policy
@@ -50,6 +50,18 @@ class ChainOptions:
     def extra(self) -> ExtraCacheConfig:
         """The options of the measurement."""
         return self.cache.extra_cache_config or _DEFAULT_EXTRA
+
+    def guard(self) -> Guard | None:
+        """The guard of a new request with these options; None where they ask for none.
+
+        Raises:
+            ConfigError: the plan was not calibrated for it.
+        """
+        plan, level = self.cache.plan, self.cache.plan_guard
+        if plan is None:
+            return None
+        plan = Plan.of(plan)
+        return guard_for(plan if level is None else plan.with_guard(level))
 
     def plans_as(self, other: ChainOptions) -> bool:
         """Whether both have the same plan, and the same guard."""
@@ -112,7 +124,7 @@ def _check_plan(options: ChainOptions, run: Callable[[Plan], Conditions]) -> Non
             )
         asked = cache.num_inference_steps
         cache.plan.check(run(cache.plan), **({} if asked is None else {"num_inference_steps": asked}))
-        guard_for(cache.plan if cache.plan_guard is None else cache.plan.with_guard(cache.plan_guard))
+        options.guard()
     elif cache.plan_guard is not None:
         raise ConfigError(f"plan_guard={cache.plan_guard!r} needs a plan to guard: pass plan too, or leave it out")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_dit.caching.guard import Guard
 from cache_dit.caching.plan import UNNAMED, BranchSchedule, Plan, Quality, branch_name
-from cache_dit.caching.predictors import Predictor
+from cache_dit.caching.predictors import Predictor, damped
 from cache_dit.caching.step_policy import Action, StepPolicy, StepRecord
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.errors import ConfigError
@@ -80,7 +80,7 @@ class PlanPolicy(StepPolicy):
         weights = predictor.coefficients(times, target)
         if self.guard is None:
             return weights
-        planned = [float(step) for step in self.schedule.full if step < target][-predictor.history :]
+        planned = [float(step) for step in self.schedule.full if step < target]
         return _reined_in(weights, predictor.coefficients(planned, target))
 
     @property
@@ -109,16 +109,13 @@ class PlanPolicy(StepPolicy):
 
 
 def _reined_in(weights: list[float], planned: Sequence[float]) -> list[float]:
-    """The weights, drawn towards reuse where they lean on older steps more than the planned ones would.
+    """The weights, damped where they lean on older steps more than the planned ones would.
 
     A step that the guard inserted stands close to the one before it: a line through these two, drawn over the rest of a
     long gap, multiplies every difference between them.
     """
     leaning, allowed = (sum(map(abs, some[:-1])) for some in (weights, planned))
-    if leaning <= allowed:
-        return weights
-    share = allowed / leaning
-    return [*(share * weight for weight in weights[:-1]), 1 - share * (1 - weights[-1])]
+    return weights if leaning <= allowed else damped(weights, allowed / leaning)
 
 
 def unknown_branch(plan: Plan, branch: Hashable) -> ConfigError:

@@ -113,8 +113,12 @@ def _lagrange(times: Sequence[float], target: float) -> list[float]:
 
 
 def _damped(damping: float, times: Sequence[float], target: float) -> list[float]:
-    pairs = zip(_newest(times), _lagrange(times, target), strict=True)
-    return [(1 - damping) * kept + damping * extrapolated for kept, extrapolated in pairs]
+    return damped(_lagrange(times, target), damping)
+
+
+def damped(weights: Sequence[float], damping: float) -> list[float]:
+    """(1 - damping) · reuse + damping · what has these weights, the newest value's last."""
+    return [*(damping * weight for weight in weights[:-1]), (1 - damping) + damping * weights[-1]]
 
 
 reuse = Predictor("reuse", 1, partial(_weigh, _lagrange, 1))

@@ -21,7 +21,7 @@ from cache_dit.caching.dress import observed_module as dressed_observed
 from cache_dit.caching.guard import Guard
 from cache_dit.caching.lane import Pass
 from cache_dit.caching.observe import ObserverRole, observed_module, observes
-from cache_dit.caching.opening import guard_of, lane_class, layout_now, policy_maker
+from cache_dit.caching.opening import lane_class, layout_now, policy_maker
 from cache_dit.caching.options import ChainOptions, checked
 from cache_dit.caching.pattern import CallRules
 from cache_dit.caching.plan import Conditions, Plan, branch_name
@@ -165,7 +165,7 @@ class Requests:
             counts_down=request.counts_down,
             keep=request.keep,
         )
-        session.guard = guard_of(self.options[0]) if self.watching is None else self.watching()
+        session.guard = self.options[0].guard() if self.watching is None else self.watching()
         return session
 
     def _follow(self, session: Session, request: Request, branch: Hashable) -> None:
@@ -194,7 +194,7 @@ class Requests:
         session.options, session.num_inference_steps = list(options), request.steps(steps or _planned_steps(options))
         try:
             if not options[0].plans_as(before[0]):
-                session.guard, session.guidance_checked = guard_of(options[0]), False
+                session.guard, session.guidance_checked = options[0].guard(), False
             branches = {branch, *(key[0] for key in session.lanes)}
             makers = {
                 (name, index): self.maker_of_policies(session, request, one, name)
