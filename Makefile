@@ -31,9 +31,9 @@ test-all: $(READY) ## all tests, and then those of test-oldest
 OLDEST := VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt FURTHER=ftfy
 OLDEST_ARGS := -W 'ignore:__array__ implementation:DeprecationWarning:diffusers.schedulers.scheduling_unipc_multistep' \
   -W 'ignore:Dynamo detected a call to a:UserWarning:torch._dynamo.variables.functions' \
-  --deselect tests/caching/test_prune.py::test_blocks_that_are_loaded_together_are_not_skipped
+  --deselect tests/engine/forward/test_blockwise.py::test_blocks_that_are_loaded_together_are_not_skipped
 test-oldest: ## models and engine under the oldest diffusers that is supported, in .venv-oldest
-	$(MAKE) --no-print-directory test $(OLDEST) ARGS="$(OLDEST_ARGS) tests/models tests/caching $(ARGS)"
+	$(MAKE) --no-print-directory test $(OLDEST) ARGS="$(OLDEST_ARGS) tests/models tests/engine tests/caching $(ARGS)"
 
 lint: $(READY) ## ruff: format and rules, changes nothing
 	$(BIN)/ruff format --check .

@@ -11,8 +11,8 @@ import torch
 from bench.gpu.clock import interleaved
 from bench.gpu.stage import Stage
 from bench.gpu.steps import waits
-from cache_dit.caching.history import History
-from cache_dit.caching.weighted_sum import Compiled, Kernel, plain
+from cache_dit.engine.state.history import History
+from cache_dit.engine.state.weighted_sum import Compiled, Kernel, plain
 
 Row = dict[str, Any]
 WEIGHTS = (1.0, -3.0, 3.0)

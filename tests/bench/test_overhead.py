@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import cache_dit.caching.measure
+import cache_dit.engine.state.measure
 from bench.commands.overhead import COMMAND
 from bench.common import ALWAYS, median_ratio, pairs_of, ratio_of_medians, static, twin
 from bench.findings import Finding
@@ -20,8 +20,8 @@ from bench.overhead.groups.predictors import predictors
 from bench.overhead.speedups import speedups
 from bench.peers.cost import drifting, make_inputs, make_transformer, most_alive, with_blocks
 from bench.reads import counted, reads_per_step
-from cache_dit.caching.history import History
 from cache_dit.cli.arguments import UsageError
+from cache_dit.engine.state.history import History
 from cache_dit.errors import ConfigError
 
 TINY = replace(QUICK, runs=1)
@@ -121,16 +121,16 @@ def test_live_state_counts_what_is_really_alive():
 
 
 def test_reads_are_counted_by_what_they_are_for_and_only_inside():
-    before = cache_dit.caching.measure.read_back
+    before = cache_dit.engine.state.measure.read_back
     history = History(2)
     history.append(0, torch.ones(3))
     with counted() as count:
-        cache_dit.caching.measure.relative_l1(torch.ones(3), torch.zeros(3))
+        cache_dit.engine.state.measure.relative_l1(torch.ones(3), torch.zeros(3))
         history.gram()
         history.gram()  # what is known is not read again
     assert count == {"decisions": 1, "predictions": 1}
-    assert cache_dit.caching.measure.read_back is before
-    cache_dit.caching.measure.relative_l1(torch.ones(3), torch.zeros(3))
+    assert cache_dit.engine.state.measure.read_back is before
+    cache_dit.engine.state.measure.relative_l1(torch.ones(3), torch.zeros(3))
     assert sum(count.values()) == 2
 
 

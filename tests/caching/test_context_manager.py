@@ -12,7 +12,6 @@ import torch
 
 import cache_dit
 from cache_dit import ConfigError, DBCacheConfig, TaylorSeerCalibratorConfig
-from cache_dit.caching.attach import state_of
 from cache_dit.caching.cache_contexts import (
     CachedContext,
     CachedContextManager,
@@ -23,8 +22,9 @@ from cache_dit.caching.cache_contexts import (
     make_manager,
 )
 from cache_dit.config import CacheType, DBPruneConfig, ExtraCacheConfig
+from cache_dit.engine.subclass import state_of
 from cache_dit.errors import SessionError
-from tests.caching.toys import Toy, denoise, dynamic, frozen_run, lines, loop, normal, static, stream_inputs
+from tests.kit.toys import Toy, denoise, dynamic, frozen_run, lines, loop, normal, static, stream_inputs
 
 # -- deciding
 

@@ -17,7 +17,6 @@ import torch
 import cache_dit
 from cache_dit import BlockAdapter, CacheType, ConfigError, DBCacheConfig, ForwardPattern, UnsupportedModelError
 from cache_dit.caching import block_adapters, cache_blocks, patch_functors
-from cache_dit.caching.attach import state_of
 from cache_dit.caching.block_adapters import BlockAdapterRegister
 from cache_dit.caching.cache_adapters import CachedAdapter
 from cache_dit.caching.cache_blocks import CachedBlocks, PrunedBlocks, UnifiedBlocks
@@ -33,10 +32,12 @@ from cache_dit.caching.cache_contexts.calibrators import (
 )
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.config import CalibratorConfig, TaylorSeerCalibratorConfig
+from cache_dit.engine.adapters import registry
+from cache_dit.engine.subclass import state_of
 from cache_dit.errors import PatternMismatchError, SessionError
 from cache_dit.logger import init_logger, logging_rank_0
 from cache_dit.utils import is_diffusers_at_least_0_3_5, maybe_empty_cache
-from tests.caching.toys import Toy, frozen_run, normal, static, stream_inputs
+from tests.kit.toys import Toy, frozen_run, normal, static, stream_inputs
 from tests.models.tiny import tiny
 
 PACKAGES = [
@@ -90,7 +91,7 @@ class FooPipeline:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> type[BlockAdapterRegister]:
     """The register, as it was again after the test."""
-    monkeypatch.setattr(BlockAdapterRegister, "_registered", {})
+    monkeypatch.setattr(registry, "registered", {})
     return BlockAdapterRegister
 
 

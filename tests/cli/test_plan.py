@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_dit.caching.plan import Plan
 from cache_dit.cli import main
+from cache_dit.engine.plans.plan import Plan
 
 
 def test_a_plan_is_made_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

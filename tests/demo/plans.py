@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cache_dit import Plan, steps_mask
-from cache_dit.caching.digest import parameter_dtype, scheduler_facts, weights_digest
-from cache_dit.caching.plan import BranchSchedule, Conditions, PlanPoint, Quality
+from cache_dit.engine.plans.plan import BranchSchedule, Conditions, PlanPoint, Quality
+from cache_dit.engine.sessions.model_facts import parameter_dtype, scheduler_facts, weights_digest
 
 QUALITY = Quality(40.0, 36.0, 35.0, 39.0, 41.0, 8, held_out=True)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from cache_dit import DBCacheConfig, steps_mask
-from cache_dit.caching.stats import CacheStats
 from cache_dit.demo import load_pipeline
 from cache_dit.demo.compare import Comparison, Settings, compare
 from cache_dit.demo.configurations import UNCACHED, Configuration
 from cache_dit.demo.figures import column_figures
+from cache_dit.summary import CacheStats
 
 STEPS = 6
 MASK = steps_mask(compute_bins=[2, 1], cache_bins=[2, 1])

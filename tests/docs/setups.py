@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import cache_dit
-from tests.interplay.tiny_flux import denoise, flux_inputs, tiny_transformer
+from tests.kit.tiny_flux import denoise, flux_inputs, tiny_transformer
 
 
 def demo() -> dict[str, Any]:

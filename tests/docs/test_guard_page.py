@@ -15,7 +15,7 @@ def test_the_page_is_made_of_the_data() -> None:
 
 
 def test_the_promises_shown_are_those_of_the_calibration_and_no_picture_is_left_out() -> None:
-    from cache_dit.caching.guard import GuardCalibration
+    from cache_dit.engine.plans.guard import GuardCalibration
 
     data = json.loads((FIGURES / "guard.json").read_text(encoding="utf-8"))
     made = GuardCalibration(**data["calibration"])

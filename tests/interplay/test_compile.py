@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
-from tests.interplay.tiny_flux import generate, same, static_config, tiny_pipeline, tiny_transformer
+from tests.kit.tiny_flux import generate, same, static_config, tiny_pipeline, tiny_transformer
 
 STEPS = 8
 MASK = [1, 1, 0, 1, 0, 0, 1, 0]

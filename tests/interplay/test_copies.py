@@ -14,8 +14,8 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
 import cache_dit
-from cache_dit.caching.attach import STATE
-from tests.interplay.tiny_flux import (
+from cache_dit.engine.subclass import STATE
+from tests.kit.tiny_flux import (
     BLOCKS,
     blocks_of,
     counted,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cache_dit
-from tests.interplay.tiny_flux import (
+from tests.kit.tiny_flux import (
     cached_reference,
     counted,
     denoise,

@@ -16,8 +16,8 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from diffusers.hooks.group_offloading import GroupOffloadingHook, ModuleGroup
 
 import cache_dit
-from cache_dit.caching import offload
-from tests.interplay.tiny_flux import (
+from cache_dit.engine.forward import offload
+from tests.kit.tiny_flux import (
     BLOCKS,
     DOUBLE,
     MASK,

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
-from tests.interplay.tiny_flux import (
+from tests.kit.tiny_flux import (
     BLOCKS,
     STEPS,
     blocks_of,
@@ -373,7 +373,7 @@ from torch.distributed.fsdp import fully_shard
 torch.set_num_threads(1)
 sys.path.insert(0, {root!r})
 import cache_dit
-from tests.interplay.tiny_flux import *
+from tests.kit.tiny_flux import *
 
 store = dist.FileStore({store!r}, 1)
 dist.init_process_group("gloo", rank=0, world_size=1, store=store)

@@ -22,7 +22,7 @@ from diffusers import (
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
-from tests.interplay.tiny_flux import (
+from tests.kit.tiny_flux import (
     STEPS,
     counted,
     embeddings,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import cache_dit
-from tests.caching.toys import close, counted, dynamic, lines, static
+from tests.kit.toys import close, counted, dynamic, lines, static
 from tests.models.row import normal
 from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
 from tests.models.tiny import inputs, tiny

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import cache_dit
-from cache_dit.caching.calls import CallReader
-from tests.caching.toys import counted, dynamic, lines, same, static
-from tests.interplay.tiny_flux import tiny_vae
+from cache_dit.engine.sessions.call_reader import CallReader
+from tests.kit.tiny_flux import tiny_vae
+from tests.kit.toys import counted, dynamic, lines, same, static
 from tests.models.row import TEXT, normal
 from tests.models.test_families import blocks_of
 from tests.models.tiny import tiny

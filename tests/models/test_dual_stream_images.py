@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.caching.toys import close, counted, dynamic, lines, static
+from tests.kit.toys import close, counted, dynamic, lines, static
 from tests.models.claims import once, repeated, samples_decide_for_themselves
 from tests.models.row import TEXT, normal
 from tests.models.test_families import LINE, ONE_BRANCH, blocks_of

@@ -11,8 +11,8 @@ import torch
 from diffusers import FluxControlPipeline, FluxFillPipeline, FluxKontextPipeline
 
 import cache_dit
-from tests.caching.toys import lines, static
-from tests.interplay.tiny_flux import embeddings, tiny_pipeline
+from tests.kit.tiny_flux import embeddings, tiny_pipeline
+from tests.kit.toys import lines, static
 from tests.models.tiny import tiny
 
 SIZE = 16

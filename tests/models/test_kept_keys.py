@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import cache_dit
-from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
+from tests.kit.toys import close, counted, dynamic, lines, loop, same, static
 from tests.models.row import normal
 from tests.models.test_families import LINE, ONE_BRANCH
 from tests.models.test_single_stream_images import CONFIGS, VARIANTS, made, once, repeated

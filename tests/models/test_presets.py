@@ -9,11 +9,11 @@ from torch import nn
 
 import cache_dit
 from cache_dit import BlockAdapter, ConfigError, ForwardPattern, TaylorSeerCalibratorConfig, UnsupportedModelError
-from cache_dit.caching.attach import state_of
 from cache_dit.caching.block_adapters import flux2_adapter, wan_adapter
+from cache_dit.engine.subclass import state_of
 from cache_dit.models import Preset
 from cache_dit.models.record import records
-from tests.caching.toys import counted, lines
+from tests.kit.toys import counted, lines
 from tests.models.test_families import blocks_of, run
 from tests.models.tiny import TINY, tiny
 

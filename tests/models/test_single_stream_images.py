@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
+from tests.kit.toys import close, counted, dynamic, lines, loop, same, static
 from tests.models.claims import (
     Variant,
     another_condition_is_obeyed_at_once,

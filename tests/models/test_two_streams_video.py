@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import ConfigError
-from tests.caching.toys import close, counted, dynamic, lines, same, static
+from tests.kit.toys import close, counted, dynamic, lines, same, static
 from tests.models.claims import (
     Variant,
     another_condition_is_obeyed_at_once,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.caching.toys import close, counted, dynamic, lines, loop, same, static
+from tests.kit.toys import close, counted, dynamic, lines, loop, same, static
 from tests.models.claims import (
     Variant,
     another_condition_is_obeyed_at_once,

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import cache_dit
-from cache_dit.caching.plan import BranchSchedule, Conditions, Plan, PlanPoint
+from cache_dit.engine.plans.plan import BranchSchedule, Conditions, Plan, PlanPoint
 from cache_dit.errors import ConfigError
 from cache_dit.planning import plan
-from cache_dit.planning.asked import Targets
+from cache_dit.planning.inputs import Targets
 from cache_dit.planning.planner import weightings
 from cache_dit.planning.report import lines, rich_table, save_plot, schedule_text
 from cache_dit.planning.runs import key_of
@@ -201,7 +201,7 @@ def test_runs_that_are_not_seeded_are_found_out(pipe: Any) -> None:
 
     with pytest.raises(ConfigError, match="seed its noise"):
         plan(pipe, PROMPTS[:1], 4, run=run, progress=False)
-    assert cache_dit.caching.api.cached_transformers(pipe) == []
+    assert cache_dit.api.cached_transformers(pipe) == []
 
 
 def test_a_speedup_is_a_number_of_full_steps() -> None:

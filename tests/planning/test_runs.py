@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_dit.caching.plan import BranchSchedule, GapRule
+from cache_dit.engine.plans.plan import BranchSchedule, GapRule
 from cache_dit.errors import ConfigError
+from cache_dit.planning.candidates import interval, quality
+from cache_dit.planning.checkpoint import Store
 from cache_dit.planning.forecast import best_fit, fitted
-from cache_dit.planning.mixture import MixtureWatch
+from cache_dit.planning.guidance import MixtureWatch
 from cache_dit.planning.results import PERFECT, as_array, is_picture, levels, psnr
 from cache_dit.planning.runs import key_of, work_of
 from cache_dit.planning.search import Objective, Schedule
-from cache_dit.planning.store import Store
-from cache_dit.planning.trials import interval, quality
 
 
 def test_what_a_run_gives_becomes_numbers() -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_dit.caching.plan import BranchSchedule, GapRule
+from cache_dit.engine.plans.plan import BranchSchedule, GapRule
 from cache_dit.errors import ConfigError
+from cache_dit.planning.per_branch import BranchObjective, splits
 from cache_dit.planning.search import Objective, Schedule, best_schedules, even, neighbours, plain
-from cache_dit.planning.split import BranchObjective, splits
 
 REUSE, LINE, DAMPED, BENT = GapRule(), GapRule(1), GapRule(1, 0.4), GapRule(2, 0.7)
 RULES = (REUSE, DAMPED, LINE)

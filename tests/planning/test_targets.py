@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_dit.caching.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint
+from cache_dit.engine.plans.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint
 from cache_dit.errors import ConfigError
-from cache_dit.planning.asked import Targets
+from cache_dit.planning.candidates import Candidate, Race
+from cache_dit.planning.inputs import Targets
 from cache_dit.planning.planner import _Planner
 from cache_dit.planning.runs import key_of, work_of
 from cache_dit.planning.search import Objective, Schedule
-from cache_dit.planning.trials import Candidate, Race
 
 STEPS, RULES = 12, (GapRule(), GapRule(1, 0.5))
 

@@ -61,8 +61,8 @@ def measure(captions: Sequence[str]) -> Data:
     import torch
 
     import cache_dit
-    from cache_dit.caching.guard_run import calibrate_guard
     from cache_dit.demo.plans import demo_plan
+    from cache_dit.planning.guard_run import calibrate_guard
 
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -114,7 +114,7 @@ def _case(pipe: Any, plan: Any, prompts: Sequence[str], steps: int) -> Data:
     """Each picture by the plan alone, and under the guard."""
     import torch
 
-    from cache_dit.caching.guard_run import Runner
+    from cache_dit.planning.guard_run import Runner
 
     def draw_one(prompt: Any, number: int) -> Any:
         generator = torch.Generator().manual_seed(SEED + 1000 + number)

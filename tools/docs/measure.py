@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import cache_dit
-from cache_dit.caching.predictors import Predictor, make_predictor
-from cache_dit.caching.stats import strify_options
 from cache_dit.demo.fidelity import Pixels, psnr
+from cache_dit.engine.predictors.base import Predictor, make_predictor
+from cache_dit.summary import strify_options
 from tools.docs.studies import (
     ERRORS_GAP,
     FEWER_STEPS,

@@ -11,7 +11,7 @@ from bench.findings import Finding
 from bench.overhead.common import Size, cached, interleaved
 from bench.peers.cost import drifting, make_transformer
 from bench.reads import reads
-from cache_dit.caching.stats import CacheStats
+from cache_dit.summary import CacheStats
 
 DECISIONS = ("any", "mean", "sample")
 #: The samples' drifts, slow ones and fast ones.

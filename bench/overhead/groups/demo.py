@@ -13,9 +13,9 @@ from bench.overhead.common import Size
 from bench.overhead.groups.batches import DECISIONS, compare_decisions
 from bench.peers.cost import CLOCKS
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
-from cache_dit.caching.stats import CacheStats
 from cache_dit.demo import load_pipeline
 from cache_dit.demo.fidelity import psnr
+from cache_dit.summary import CacheStats
 
 PROMPTS = (
     "glossy 3d emoji of cuba flag",

@@ -8,7 +8,7 @@ import torch
 from bench.common import pairs_of
 from bench.findings import Finding, ratio
 from bench.overhead.common import Size, interleaved
-from cache_dit.caching.weighted_sum import Compiled, Kernel, kernel_for, plain
+from cache_dit.engine.state.weighted_sum import Compiled, Kernel, kernel_for, plain
 
 WEIGHTS = (1.0, -3.0, 3.0)
 

@@ -1,7 +1,6 @@
 """The cache: when a step is computed, how a skipped one is filled, and how both come onto a model."""
 
-from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline
-from cache_dit.caching.api import (
+from cache_dit.api import (
     disable_cache,
     enable_cache,
     get_adapter,
@@ -20,17 +19,7 @@ from cache_dit.caching.cache_contexts import (
     PrunedContext,
     PrunedContextManager,
 )
-from cache_dit.caching.calibration import PolicyCalibration
-from cache_dit.caching.calibration_run import calibrate
-from cache_dit.caching.guard_run import calibrate_guard
-from cache_dit.caching.inspection import Inspection, inspect
 from cache_dit.caching.patch_functors import PatchFunctor
-from cache_dit.caching.pattern import ForwardPattern
-from cache_dit.caching.plan import Plan
-from cache_dit.caching.policy import register_policy
-from cache_dit.caching.predictors import register_predictor
-from cache_dit.caching.session import session
-from cache_dit.caching.stats import CacheStats
 from cache_dit.config import (
     BasicCacheConfig,
     CacheType,
@@ -48,6 +37,17 @@ from cache_dit.config import (
     load_parallelism_config,
 )
 from cache_dit.config.masks import steps_mask
+from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
+from cache_dit.engine.adapters.inspect import Inspection, inspect
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.policies.calibration import PolicyCalibration
+from cache_dit.engine.policies.registry import register_policy
+from cache_dit.engine.predictors.base import register_predictor
+from cache_dit.engine.sessions.session import session
+from cache_dit.planning.calibrate import calibrate
+from cache_dit.planning.guard_run import calibrate_guard
+from cache_dit.summary import CacheStats
 
 __all__ = [
     "BasicCacheConfig",

@@ -6,12 +6,12 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cache_dit.caching.digest import scheduler_facts, transformer_facts
-from cache_dit.caching.plan import Plan
 from cache_dit.config.cache import DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig, TaylorSeerCalibratorConfig
 from cache_dit.config.masks import steps_mask
 from cache_dit.demo.plans import demo_plan, steps_planned
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.sessions.model_facts import scheduler_facts, transformer_facts
 from cache_dit.errors import ConfigError, MissingModelError
 
 logger = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from cache_dit.caching.plan import Plan
-from cache_dit.caching.stats import strify_options
 from cache_dit.config.cache import DBCacheConfig
 from cache_dit.demo.compare import Comparison, Drawing
 from cache_dit.demo.configurations import Configuration
 from cache_dit.demo.fidelity import AMPLIFICATION, Pixels, difference
 from cache_dit.demo.figures import column_figures, decibels, steps_text, times
+from cache_dit.engine.plans.plan import Plan
 from cache_dit.platforms.machine import Machine
+from cache_dit.summary import strify_options
 
 #: The page may load nothing, wherever it is opened.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from cache_dit.models import families as families  # a record registers itself when its file is imported
 from cache_dit.models.catalog import preset, supported_matrix, table
 from cache_dit.models.presets import Preset
 from cache_dit.models.record import (
@@ -30,6 +28,3 @@ __all__ = [
     "table",
     "transformers_of",
 ]
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
-from cache_dit.caching.adapter import BlockAdapter
 from cache_dit.config.base import bad_value
+from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.errors import UnsupportedModelError
 from cache_dit.models.presets import DEFAULT
 from cache_dit.models.record import adapter_of, known_families, record_of, records

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from cache_dit.caching.adapter import BlockAdapter
-from cache_dit.caching.block_adapters.register import BlockAdapterRegister
-from cache_dit.caching.pattern import ENCODER, HIDDEN, CallRules, ForwardPattern, Join
+from cache_dit.engine.adapters import registry
+from cache_dit.engine.adapters.block_adapter import BlockAdapter
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, CallRules, ForwardPattern, Join
 from cache_dit.errors import ConfigError
 from cache_dit.models.presets import DEFAULT, Preset
 
@@ -141,7 +141,7 @@ def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer: what a user registered, else by its record, or None."""
-    own = BlockAdapterRegister.find(pipe_or_module)
+    own = registry.find(pipe_or_module)
     return recorded_adapter(pipe_or_module) if own is None else own.describe(pipe_or_module)
 
 
@@ -159,7 +159,7 @@ def recorded_adapter(pipe_or_module: Any) -> BlockAdapter | None:
 
 def known_pipelines() -> list[str]:
     """What the class names of supported pipelines begin with, in the order of registration; users' own come last."""
-    return list(dict.fromkeys((*known_families(), *BlockAdapterRegister.names())))
+    return list(dict.fromkeys((*known_families(), *registry.names())))
 
 
 def known_families() -> dict[str, str]:

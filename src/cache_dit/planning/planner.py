@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from cache_dit.caching.api import cached_transformers
-from cache_dit.caching.plan import Conditions, GapRule, Plan, PlanPoint, Quality
+from cache_dit.api import cached_transformers
 from cache_dit.config.base import bad_value, check_integer
+from cache_dit.engine.plans.plan import Conditions, GapRule, Plan, PlanPoint, Quality
 from cache_dit.errors import ConfigError
-from cache_dit.planning.asked import Targets, caller, check_start, held_out, items_of, settings_of
+from cache_dit.planning.candidates import Candidate, Outcome, Race, quality
+from cache_dit.planning.checkpoint import Store
 from cache_dit.planning.forecast import Forecast
 from cache_dit.planning.gram import MEMORY_LIMIT, Array, combined
-from cache_dit.planning.probes import Probed, probe
+from cache_dit.planning.inputs import Targets, caller, check_start, held_out, items_of, settings_of
+from cache_dit.planning.per_branch import BranchObjective
 from cache_dit.planning.runs import Runs
 from cache_dit.planning.search import Objective, best_schedules
-from cache_dit.planning.split import BranchObjective
-from cache_dit.planning.store import Store
-from cache_dit.planning.trials import Candidate, Outcome, Race, quality
+from cache_dit.planning.sensitivity import Probed, probe
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cache_dit.caching.plan import Plan, PlanPoint, Quality
+from cache_dit.engine.plans.plan import Plan, PlanPoint, Quality
 from cache_dit.errors import MissingDependencyError
 
 if TYPE_CHECKING:

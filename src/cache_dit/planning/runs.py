@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from cache_dit.caching.api import cached_transformers, disable_cache, enable_cache
-from cache_dit.caching.attach import state_of
-from cache_dit.caching.digest import parameter_dtype, weights_digest
-from cache_dit.caching.plan import BranchSchedule, Conditions, Plan, PlanPoint
+from cache_dit.api import cached_transformers, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
+from cache_dit.engine.plans.plan import BranchSchedule, Conditions, Plan, PlanPoint
+from cache_dit.engine.sessions.model_facts import parameter_dtype, weights_digest
+from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
+from cache_dit.planning.checkpoint import Store
+from cache_dit.planning.features import FeatureWatch
 from cache_dit.planning.gram import MEMORY_LIMIT, Array, GramStream
 from cache_dit.planning.results import as_array, is_picture, levels, lpips_network, psnr
-from cache_dit.planning.store import Store
-from cache_dit.planning.watch import FeatureWatch
 
 Branches = Mapping[str, BranchSchedule]
 

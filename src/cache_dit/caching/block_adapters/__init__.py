@@ -10,28 +10,77 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from cache_dit.caching.adapter import BlockAdapter, FakeDiffusionPipeline
-from cache_dit.caching.block_adapters.register import BlockAdapterRegister
-from cache_dit.caching.nesting import as_list
 from cache_dit.config.base import unknown_key
 from cache_dit.config.modifier import ParamsModifier
+from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
+from cache_dit.engine.adapters.normalize import as_list
+from cache_dit.engine.adapters.registry import AdapterFunction, register
 from cache_dit.errors import UnsupportedModelError
+from cache_dit.models import adapter_of, known_pipelines, record_of
+from cache_dit.models.record import known_families, recorded_adapter
 
 __all__ = ["BlockAdapter", "BlockAdapterRegister", "FakeDiffusionPipeline", "ParamsModifier"]
 
 _SUFFIX = "_adapter"
 
 
-def _families() -> dict[str, str]:
-    from cache_dit.models.record import known_families
+class BlockAdapterRegister:
+    """What ``enable_cache`` knows of models by their class names.
 
+    A function that you register is asked for pipelines and transformers whose class name begins with its name, before
+    the built-in records are; of several such names the longest counts.
+    """
+
+    @classmethod
+    def register(cls, name: str, supported: bool = True) -> Callable[[AdapterFunction], AdapterFunction]:
+        """Decorate a function that describes models: ``@BlockAdapterRegister.register("Foo")``.
+
+        The function is given the pipeline, or a ``FakeDiffusionPipeline`` that holds the bare transformer, and returns
+        a ``BlockAdapter``. It takes the place of an earlier one of the same name, and a line of log says so.
+
+        Args:
+            name: what the class names of its pipelines and transformers begin with.
+            supported: False: such models are known not to be cached, and ``enable_cache`` refuses them.
+
+        Raises:
+            ConfigError: ``name`` is no identifier.
+        """
+        return register(name, supported)
+
+    @classmethod
+    def get_adapter(cls, pipe: Any, **kwargs: Any) -> BlockAdapter | None:
+        """The description of a pipeline or transformer, or None where there is none.
+
+        Args:
+            pipe: the pipeline or transformer.
+            **kwargs: taken, and not used.
+        """
+        return adapter_of(pipe)
+
+    @classmethod
+    def has_separate_cfg(cls, pipe: Any) -> bool:
+        """Whether a model's conditional and unconditional calls take turns, by its description."""
+        adapter = cls.get_adapter(pipe)
+        return adapter is not None and adapter.has_separate_cfg
+
+    @classmethod
+    def is_supported(cls, pipe: Any) -> bool:
+        """Whether there is a description of a pipeline or transformer."""
+        return cls.get_adapter(pipe) is not None
+
+    @classmethod
+    def supported_pipelines(cls, **kwargs: Any) -> tuple[int, list[str]]:
+        """The number of families with a description, and what their class names begin with."""
+        names = known_pipelines()
+        return len(names), names
+
+
+def _families() -> dict[str, str]:
     return {f"{name.lower()}{_SUFFIX}": family for name, family in known_families().items()}
 
 
 def _make(function: str, family: str) -> Callable[..., BlockAdapter]:
     def family_adapter(pipe: Any, **options: Any) -> BlockAdapter:
-        from cache_dit.models.record import record_of, recorded_adapter
-
         adapter = recorded_adapter(pipe)
         record = None if adapter is None else record_of(as_list(adapter.transformer)[0])
         if adapter is None or record is None or not record.name.startswith(family):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from cache_dit.caching.api import enable_cache
+from cache_dit.api import enable_cache
 
 Cacheable = TypeVar("Cacheable")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from cache_dit.caching.adapter import BlockAdapter
-from cache_dit.caching.attach import state_of
 from cache_dit.caching.cache_contexts import CachedContext, CachedContextManager
-from cache_dit.caching.pattern import BlockIO, ForwardPattern
 from cache_dit.config.cache import CacheType
+from cache_dit.engine.adapters.block_adapter import BlockAdapter
+from cache_dit.engine.adapters.pattern import BlockIO, ForwardPattern
+from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError, PatternMismatchError, SessionError
 
 __all__ = [

@@ -10,21 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cache_dit.caching.cache_contexts.cache_context import CachedContext, PrunedContext
-from cache_dit.caching.measure import read_relative_l1
-from cache_dit.caching.session import current_request, thread_request
-from cache_dit.caching.shards import parallel_group
-from cache_dit.caching.stats import branches, chain_stats
 from cache_dit.config.base import as_number, bad_value
 from cache_dit.config.cache import CacheType
 from cache_dit.config.prune import DBPruneConfig
+from cache_dit.engine.forward.shards import parallel_group
+from cache_dit.engine.sessions.session import current_request, thread_request
+from cache_dit.engine.state.measure import read_relative_l1
 from cache_dit.errors import ConfigError, SessionError
+from cache_dit.summary import branches, chain_stats
 
 if TYPE_CHECKING:
-    from cache_dit.caching.lane import BaseLane
-    from cache_dit.caching.options import ChainOptions
-    from cache_dit.caching.policy import StepRecord
-    from cache_dit.caching.session import Session
-    from cache_dit.caching.transformer import TransformerState
+    from cache_dit.engine.attach.transformer import TransformerState
+    from cache_dit.engine.forward.stepwise import BaseLane
+    from cache_dit.engine.options import ChainOptions
+    from cache_dit.engine.policies.registry import StepRecord
+    from cache_dit.engine.sessions.session import Session
 
 #: Decides whether a step is like an earlier one: ``similarity(t1, t2, *, threshold, parallelized, prefix)``.
 Similarity = Callable[..., bool]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cache_dit.caching.plan import Plan
+from cache_dit.engine.plans.plan import Plan
 from cache_dit.errors import MissingModelError
 
 FOLDER = Path(__file__).parent

@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-from cache_dit.caching.history import History
-from cache_dit.caching.past import weights
-from cache_dit.caching.predictors import Predictor, make_predictor
 from cache_dit.config.base import bad_value, check_integer
 from cache_dit.config.calibrator import (
     CalibratorConfig,
@@ -22,6 +19,9 @@ from cache_dit.config.calibrator import (
     NewtonCalibratorConfig,
     TaylorSeerCalibratorConfig,
 )
+from cache_dit.engine.predictors.base import Predictor, make_predictor
+from cache_dit.engine.state.history import History
+from cache_dit.engine.state.snapshots import weights
 from cache_dit.errors import SessionError
 
 __all__ = [

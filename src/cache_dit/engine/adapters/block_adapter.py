@@ -1,0 +1,412 @@
+"""A user's own description of a model, and its normal form: transformers, each with chains of block lists."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_dit.config.modifier import ParamsModifier
+from cache_dit.engine.adapters.normalize import as_list, flatten, listed_blocks, nested_depth, per_transformer, spread
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, JOINS, CallRules, ForwardPattern, Join
+from cache_dit.engine.adapters.search import (
+    BLOCK_PREFIXES,
+    find_blocks,
+    find_match_blocks,
+    matches_pattern,
+    pattern_by_signature,
+)
+from cache_dit.engine.adapters.targets import BlockList, ChainSpec, Target, block_io
+from cache_dit.engine.forward.shards import parallel_group
+from cache_dit.engine.subclass import state_of
+from cache_dit.errors import CacheDitError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class FakeDiffusionPipeline:
+    """Stands for the pipeline of a transformer that has none.
+
+    Args:
+        transformer: the transformer.
+    """
+
+    def __init__(self, transformer: torch.nn.Module | None = None) -> None:
+        self.transformer = transformer
+
+
+@dataclass
+class BlockAdapter:
+    """Describes where a model's blocks are and how they are called, for a model without a record of its own.
+
+    Every description may be a scalar, a list, or a list of lists: one transformer with one block list, one with
+    several, or several transformers. What is not nested is taken for all.
+
+    Args:
+        pipe: the pipeline, or None for bare transformers. A module without a transformer in it is one itself.
+        transformer: the transformer(s); ``pipe.transformer`` when None.
+        blocks: the block list(s): ``ModuleList`` or any sequence of modules, in call order.
+        blocks_name: their attribute names, for reports; found by identity when None.
+        unique_blocks_name: names that tell lists of one name apart; filled in when empty.
+        dummy_blocks_names: names of lists that ``blocks`` already contains (a merged list): for information only,
+            since blocks are intercepted where they stand.
+        forward_pattern: the pattern(s) of the block lists; ``auto`` can do without where the blocks' ``forward`` says
+            enough. ``cache_dit.inspect`` finds out.
+        params_modifiers: options that differ from the common ones, one per chain of blocks, in order; chains without
+            one keep the common ones. Nested, a list for each transformer: one alone in it is for all its chains.
+        check_forward_pattern: whether names in the pattern must be arguments of the blocks' ``forward``; when None,
+            only for models of diffusers without hooks.
+        check_num_outputs: whether the number of tensors in ``forward``'s return annotation must fit the pattern.
+        patch_functor: an object with ``apply(transformer)``, called once; models need none for the cache.
+        has_separate_cfg: whether conditional and unconditional calls take turns without ``cache_context``.
+        auto: find the block list in ``pipe.transformer`` by name and pattern.
+        allow_prefixes, check_prefixes, allow_suffixes, check_suffixes: which lists (by attribute name) and blocks (by
+            class name) ``auto`` considers.
+        blocks_policy: whether ``auto`` takes the longest ("max") or the shortest ("min") list.
+        skip_post_init: leave everything as it was given.
+        merge: treat all block lists of a transformer as one chain with one decision; or, one number per block list:
+            those with the same number are a chain.
+        join: how the second of two merged lists takes over: None with both streams as they are, ``"eh"`` with
+            cat(E, H), ``"he"`` with cat(H, E) as its H.
+        interleave: merged lists take turns, block by block, and each has a layout of its own: a chain in call order
+            whose middle begins and ends in the last list, so that it computes one block more in front.
+        long_skip: block n − 1 − i reads what block i returned: B blocks are right only where their F blocks ran, so Bn
+            is at most Fn.
+        idle: modules that the model calls between blocks for nothing when these are skipped: attribute (of a module
+            or a list of modules) to the name of the argument that holds H, which they then return.
+        stream_names: the names of H and E in the blocks' ``forward``, or one pair per block list.
+        rules: which calls of the transformer must compute, or are no step.
+
+    Raises:
+        ConfigError: if parts are missing or do not fit each other.
+        PatternMismatchError: if a block does not fit its pattern.
+    """
+
+    pipe: Any = None
+    transformer: torch.nn.Module | list[torch.nn.Module] | None = None
+    blocks: Any = None
+    blocks_name: Any = None
+    unique_blocks_name: Any = field(default_factory=list)
+    dummy_blocks_names: Any = field(default_factory=list)
+    forward_pattern: Any = None
+    params_modifiers: Any = None
+    check_forward_pattern: bool | None = None
+    check_num_outputs: bool = False
+    patch_functor: Any = None
+    has_separate_cfg: bool = False
+    auto: bool = False
+    allow_prefixes: list[str] = field(default_factory=lambda: list(BLOCK_PREFIXES))
+    check_prefixes: bool = True
+    allow_suffixes: list[str] = field(default_factory=lambda: ["TransformerBlock"])
+    check_suffixes: bool = False
+    blocks_policy: str = "max"
+    skip_post_init: bool = False
+    merge: bool | Sequence[int] = False
+    join: Join = None
+    interleave: bool = False
+    long_skip: bool = False
+    idle: dict[str, str] = field(default_factory=dict)
+    stream_names: Any = None
+    rules: CallRules = field(default_factory=CallRules)
+
+    def __post_init__(self) -> None:
+        if self.skip_post_init:
+            return
+        if self.join is not None and self.join not in JOINS:
+            raise ConfigError(f"join={self.join!r} is unknown: pass None or one of {', '.join(map(repr, JOINS))}")
+        if self.transformer is None:
+            self.transformer = getattr(self.pipe, "transformer", None)
+        if self.transformer is None and isinstance(self.pipe, torch.nn.Module):
+            self.pipe, self.transformer = None, self.pipe
+        if self.pipe is None:
+            self.pipe = FakeDiffusionPipeline(None if isinstance(self.transformer, list) else self.transformer)
+        for transformer in as_list(self.transformer):
+            if not isinstance(transformer, torch.nn.Module):
+                raise ConfigError(
+                    f"transformer={transformer!r} is no torch.nn.Module: pass the model, or a list of models"
+                )
+        if self.patch_functor is not None:
+            if not callable(getattr(self.patch_functor, "apply", None)):
+                raise ConfigError(f"patch_functor={self.patch_functor!r} has no apply: pass a PatchFunctor, or None")
+            for transformer in as_list(self.transformer):
+                self.patch_functor.apply(transformer)
+        if self.auto:
+            self._find_blocks()
+        if self.blocks is not None and self.blocks_name is None and self.transformer is not None:
+            self.blocks_name = _names_by_identity(self)
+
+    def _find_blocks(self) -> None:
+        if isinstance(self.transformer, list):
+            raise ConfigError(
+                "auto=True finds the blocks of one transformer: pass one, or describe the blocks yourself"
+            )
+        if self.transformer is None:
+            raise ConfigError("auto=True needs a pipe with a transformer, or a transformer")
+        if self.forward_pattern is None:
+            self.forward_pattern = pattern_by_signature(
+                self.transformer,
+                self.allow_prefixes if self.check_prefixes else None,
+                self.allow_suffixes if self.check_suffixes else None,
+                blocks_policy=self.blocks_policy,
+            )
+        self.blocks, self.blocks_name = self.find_match_blocks(
+            self.transformer,
+            self.allow_prefixes,
+            self.allow_suffixes,
+            self.check_prefixes,
+            self.check_suffixes,
+            forward_pattern=self.forward_pattern,
+            blocks_policy=self.blocks_policy,
+            check_num_outputs=self.check_num_outputs,
+        )
+
+    @staticmethod
+    def auto_block_adapter(adapter: BlockAdapter) -> BlockAdapter:
+        """A copy of an adapter with ``auto=True``, its blocks found; everything else in it is kept."""
+        if not adapter.auto:
+            raise ConfigError("auto_block_adapter needs an adapter with auto=True")
+        values = {name: getattr(adapter, name) for name in adapter.__dataclass_fields__}
+        return BlockAdapter(**{**values, "blocks": None, "blocks_name": None})
+
+    @staticmethod
+    def find_blocks(transformer: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
+        """Every ``ModuleList`` that is an attribute of a transformer, by name."""
+        return find_blocks(transformer)
+
+    @staticmethod
+    def find_match_blocks(
+        transformer: torch.nn.Module,
+        allow_prefixes: Sequence[str] = BLOCK_PREFIXES,
+        allow_suffixes: Sequence[str] = ("TransformerBlock",),
+        check_prefixes: bool = True,
+        check_suffixes: bool = False,
+        *,
+        forward_pattern: ForwardPattern,
+        blocks_policy: str = "max",
+        check_num_outputs: bool = False,
+    ) -> tuple[torch.nn.ModuleList, str]:
+        """The longest ("max") or shortest ("min") block list of a transformer that fits a pattern, and its name.
+
+        Raises:
+            UnsupportedModelError: if no list fits; says which lists there are.
+        """
+        return find_match_blocks(
+            transformer,
+            forward_pattern,
+            prefixes=tuple(allow_prefixes) if check_prefixes else None,
+            suffixes=tuple(allow_suffixes) if check_suffixes else None,
+            blocks_policy=blocks_policy,
+            check_num_outputs=check_num_outputs,
+        )
+
+    @staticmethod
+    def match_block_pattern(
+        block: torch.nn.Module, forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
+    ) -> bool:
+        """Whether a block's ``forward`` has the arguments of a pattern (and as many outputs, if that is asked)."""
+        return matches_pattern(block, forward_pattern, check_num_outputs=check_num_outputs)
+
+    @staticmethod
+    def match_blocks_pattern(
+        blocks: Iterable[torch.nn.Module], forward_pattern: ForwardPattern, *, check_num_outputs: bool = False
+    ) -> bool:
+        """Whether all blocks fit a pattern."""
+        return all(matches_pattern(block, forward_pattern, check_num_outputs=check_num_outputs) for block in blocks)
+
+    @staticmethod
+    def nested_depth(value: Any) -> int:
+        """How deep lists are nested in ``value``: 0 for a scalar. A ``ModuleList`` is a scalar."""
+        return nested_depth(value)
+
+    @staticmethod
+    def flatten(value: Any) -> list[Any]:
+        """The scalars in nested lists, in order."""
+        return flatten(value)
+
+    @staticmethod
+    def is_normalized(adapter: BlockAdapter) -> bool:
+        """Whether transformers are a list, and everything about their blocks a list of lists."""
+        described = (adapter.blocks, adapter.blocks_name, adapter.forward_pattern)
+        return isinstance(adapter.transformer, list) and all(BlockAdapter.nested_depth(x) == 2 for x in described)
+
+    @staticmethod
+    def assert_normalized(adapter: BlockAdapter) -> None:
+        """Raise ``ConfigError`` unless an adapter is in its normal form."""
+        if not BlockAdapter.is_normalized(adapter):
+            raise ConfigError("this BlockAdapter is not in its normal form: call BlockAdapter.normalize(adapter) first")
+
+    @staticmethod
+    def is_cached(adapter: Any) -> bool:
+        """Whether a cache is on an adapter's transformers, on a pipeline, or on a transformer."""
+        held = as_list(adapter.transformer) if isinstance(adapter, BlockAdapter) else [adapter]
+        return any(state_of(module) is not None for module in held)
+
+    @staticmethod
+    def is_parallelized(adapter: Any) -> bool:
+        """Whether an adapter's transformers, a pipeline's, or a transformer itself are spread over devices."""
+        held = adapter if isinstance(adapter, torch.nn.Module) else getattr(adapter, "transformer", None)
+        return any(parallel_group(module) is not None for module in as_list(held))
+
+    @staticmethod
+    def check_block_adapter(adapter: BlockAdapter) -> bool:
+        """Whether an adapter has all its parts, and its blocks are called as their patterns say; changes nothing."""
+        try:
+            for target in copy.copy(adapter).targets():
+                for blocks in (blocks for chain in target.chains for blocks in chain.lists):
+                    for block in blocks.blocks:
+                        block_io(block, blocks, strict=True)
+        except CacheDitError:
+            return False
+        return True
+
+    @staticmethod
+    def unique(adapter: BlockAdapter) -> BlockAdapter:
+        """Bring an adapter to its normal form, with a name for each block list that no other has; see ``normalize``."""
+        return BlockAdapter.normalize(adapter, unique=True)
+
+    @staticmethod
+    def normalize(adapter: BlockAdapter, unique: bool = True) -> BlockAdapter:
+        """Bring an adapter to its normal form, in place, and return it; ``unique`` also names its lists uniquely.
+
+        Raises:
+            ConfigError: if parts are missing or do not fit each other.
+        """
+        if adapter.transformer is None or adapter.blocks is None or adapter.forward_pattern is None:
+            missing = [n for n in ("transformer", "blocks", "forward_pattern") if getattr(adapter, n) is None]
+            raise ConfigError(f"BlockAdapter lacks {', '.join(missing)}: pass it, or auto=True to find the blocks")
+        if adapter.blocks_name is None:
+            adapter.blocks_name = _names_by_identity(adapter)
+        transformers = as_list(adapter.transformer)
+        blocks = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
+        adapter.transformer, adapter.blocks = transformers, blocks
+        for name in ("forward_pattern", "blocks_name"):
+            value = per_transformer(getattr(adapter, name), len(transformers), name)
+            setattr(adapter, name, [spread(v, len(b), name) for v, b in zip(value, blocks, strict=True)])
+        adapter.dummy_blocks_names = adapter.dummy_blocks_names or [[] for _ in transformers]
+        if unique and not adapter.unique_blocks_name:
+            adapter.unique_blocks_name = [
+                [f"{name}_{id(lst)}" for name, lst in zip(names, lists, strict=True)]
+                for names, lists in zip(adapter.blocks_name, blocks, strict=True)
+            ]
+        return adapter
+
+    def targets(self, params_modifiers: Any = None) -> list[Target]:
+        """The transformers and chains that this adapter describes.
+
+        Args:
+            params_modifiers: those to go by where the adapter has none of its own.
+        """
+        BlockAdapter.normalize(self)
+        modifiers = iter(self._modifiers(params_modifiers if self.params_modifiers is None else self.params_modifiers))
+        streams = iter(self._streams())
+        targets = []
+        for transformer, lists, names, patterns in zip(
+            as_list(self.transformer), self.blocks, self.blocks_name, self.forward_pattern, strict=True
+        ):
+            described = [
+                BlockList(name, tuple(blocks), pattern, next(streams))
+                for name, blocks, pattern in zip(names, lists, patterns, strict=True)
+            ]
+            strict = self._is_strict(transformer)
+            join = self.join if self.merge else None
+            chains = [
+                ChainSpec(group, join, next(modifiers), strict, self.interleave, self.long_skip)
+                for group in self._grouped(described)
+            ]
+            targets.append(Target(transformer, tuple(chains), tuple(self._idle_modules(transformer))))
+        return targets
+
+    def _grouped(self, lists: list[BlockList]) -> list[tuple[BlockList, ...]]:
+        """The lists of each chain of a transformer."""
+        numbers = self._numbers(lists)
+        numbered = list(zip(numbers, lists, strict=True))
+        return [tuple(blocks for number, blocks in numbered if number == chain) for chain in dict.fromkeys(numbers)]
+
+    def _numbers(self, lists: Sequence[Any]) -> list[int]:
+        """The number of each list's chain."""
+        if isinstance(self.merge, bool):
+            return [0] * len(lists) if self.merge else list(range(len(lists)))
+        if len(self.merge) != len(lists):
+            raise ConfigError(f"{len(self.merge)} numbers in merge for {len(lists)} block lists: pass one for each")
+        return list(self.merge)
+
+    def _idle_modules(self, transformer: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+        for attribute, argument in self.idle.items():
+            try:
+                found = transformer.get_submodule(attribute)
+            except AttributeError as error:
+                raise ConfigError(f"idle names {attribute!r}, which {type(transformer).__name__} has not") from error
+            for module in found if isinstance(found, torch.nn.ModuleList) else [found]:
+                yield module, argument
+
+    def _modifiers(self, modifiers: Any) -> list[ParamsModifier | None]:
+        given = [] if modifiers is None else self._broadcast(modifiers)
+        for modifier in given:
+            if not isinstance(modifier, ParamsModifier | None):
+                raise ConfigError(
+                    f"a {type(modifier).__name__} is no modifier: pass ParamsModifier(cache_config=…) or a list of them"
+                )
+        numbers = [(place, number) for place, lists in enumerate(self.blocks) for number in self._numbers(lists)]
+        if len(given) > len(numbers):
+            raise ConfigError(
+                f"{len(given)} params_modifiers for {len(numbers)} block lists: pass at most one for each"
+            )
+        chains = list(dict.fromkeys(numbers))
+        if len(given) > len(chains):  # one per list, as for lists that are chains of their own
+            logger.warning("cache_dit: merged block lists share one decision: the first list's modifier counts")
+            firsts = (numbers.index(chain) for chain in chains)
+            given = [given[first] for first in firsts if first < len(given)]
+        return given + [None] * (len(chains) - len(given))
+
+    def _broadcast(self, modifiers: Any) -> list[Any]:
+        """Modifiers in one list; where they are nested, one alone for a transformer is for all of its chains."""
+        if nested_depth(modifiers) < 2:
+            return flatten(modifiers)
+        given = []
+        for own, lists in zip(modifiers, self.blocks, strict=False):
+            chains = len(set(self._numbers(lists)))
+            own = as_list(own)
+            given += own * chains if len(own) == 1 else own + [None] * (chains - len(own))
+        return given + flatten(modifiers[len(self.blocks) :])
+
+    def _streams(self) -> list[tuple[str, str]]:
+        lists = sum(map(len, self.blocks))
+        given = self.stream_names or (HIDDEN, ENCODER)
+        pairs = [tuple(given)] * lists if isinstance(given[0], str) else [tuple(pair) for pair in given]
+        if len(pairs) != lists:
+            raise ConfigError(f"{len(pairs)} pairs in stream_names for {lists} block lists: pass one for each")
+        return pairs
+
+    def _is_strict(self, transformer: torch.nn.Module) -> bool:
+        if hasattr(transformer, "_hf_hook") or hasattr(transformer, "_diffusers_hook"):
+            return False
+        if self.check_forward_pattern is not None:
+            return self.check_forward_pattern
+        return type(transformer).__module__.startswith("diffusers")
+
+
+def _names_by_identity(adapter: BlockAdapter) -> list[list[str]]:
+    """The attribute names of an adapter's block lists."""
+    transformers = as_list(adapter.transformer)
+    lists = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
+    return [
+        [_name_of(transformer, blocks, index) for index, blocks in enumerate(of_transformer)]
+        for transformer, of_transformer in zip(transformers, lists, strict=True)
+    ]
+
+
+def _name_of(transformer: torch.nn.Module, blocks: Any, index: int) -> str:
+    modules = dict(transformer.named_modules())
+    first = next(iter(blocks), None)
+    exact = [name for name, module in modules.items() if module is blocks]
+    holding = [name for name, module in modules.items() if name and any(child is first for child in module.children())]
+    for name in exact + holding:
+        return str(name)
+    raise ConfigError(
+        f"block list {index} is no attribute of {type(transformer).__name__} and its first block is in none of its "
+        f"lists: pass blocks_name, or the transformer that the blocks belong to"
+    )

@@ -1,0 +1,1 @@
+"""How the cache comes onto a model, and how it leaves."""

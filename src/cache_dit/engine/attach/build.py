@@ -1,0 +1,114 @@
+"""From a description and options to a transformer's state, everything checked, nothing put on yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cache_dit.caching.cache_contexts.cache_manager import make_manager
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.modifier import effective
+from cache_dit.engine.adapters.pattern import CallRules
+from cache_dit.engine.adapters.targets import ChainSpec, Target, block_io
+from cache_dit.engine.attach.transformer import TransformerState
+from cache_dit.engine.forward.chain import Chain, IdleRole
+from cache_dit.engine.options import ChainOptions
+from cache_dit.errors import ConfigError
+
+#: Options that are read from the first chain of a transformer.
+_OF_THE_WHOLE = (
+    "num_inference_steps",
+    "enable_separate_cfg",
+    "cfg_compute_first",
+    "force_refresh_step_hint",
+    "force_refresh_step_policy",
+    "conditioning_diff_threshold",
+    "max_sessions",
+    "plan",
+    "plan_guard",
+)
+
+
+def build_state(
+    target: Target,
+    cache_config: BasicCacheConfig,
+    calibrator_config: CalibratorConfig | None,
+    *,
+    separate_cfg: bool,
+    rules: CallRules,
+    scheduler: Any = None,
+) -> TransformerState:
+    """The state that puts a cache with these options on a transformer; ``scheduler`` is its pipeline's, or None.
+
+    Raises:
+        ConfigError: if the options do not fit the model.
+        PatternMismatchError: if a block is not called as its pattern says.
+    """
+    asked = cache_config.enable_separate_cfg
+    chains = []
+    for spec in target.chains:
+        options = ChainOptions(*effective(cache_config, calibrator_config, spec.modifier))
+        chains.append((build_chain(spec, type(target.transformer).__name__), options))
+    _refuse_repeated(chain for chain, _ in chains)
+    for spec, (_, options) in zip(target.chains[1:], chains[1:], strict=True):
+        _refuse_differing(spec, options, chains[0][1])
+    module = getattr(target.transformer, "_orig_mod", target.transformer)
+    state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
+    state.configure(state.options, scheduler)
+    state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
+    state.manager = make_manager(state)
+    return state
+
+
+def reconfigured(
+    state: TransformerState, changes: Mapping[str, Any], calibrator_config: CalibratorConfig | None
+) -> list[ChainOptions]:
+    """The options of each of a state's chains with ``changes`` laid over them.
+
+    Raises:
+        ConfigError: if they do not fit the model.
+    """
+    return state.check([options.under(changes, calibrator_config) for options in state.options])
+
+
+def build_chain(spec: ChainSpec, owner: str) -> Chain:
+    """A chain with a role for each block.
+
+    Args:
+        spec: where its blocks are.
+        owner: the transformer's class name, for messages.
+
+    Raises:
+        PatternMismatchError: if a block is not called as its pattern says.
+    """
+    rounds = len(spec.lists) if spec.interleave else 1
+    chain = Chain(spec.name, join=spec.join, rounds=rounds, long_skip=spec.long_skip, owner=owner)
+    for index, block in spec.ordered():
+        chain.add(block, index, block_io(block, spec.lists[index], strict=spec.strict))
+    return chain
+
+
+def _refuse_differing(spec: ChainSpec, options: ChainOptions, first: ChainOptions) -> None:
+    """Raise ``ConfigError`` where a modifier says something for a chain that concerns the transformer as a whole."""
+    own = spec.modifier.cache_config.given() if spec.modifier and spec.modifier.cache_config else {}
+    usual = type(options.cache)()
+    for name in _OF_THE_WHOLE:
+        if own.get(name, getattr(usual, name)) != getattr(usual, name) and getattr(options.cache, name) != getattr(
+            first.cache, name
+        ):
+            raise ConfigError(
+                f"{name} concerns the transformer as a whole and cannot differ for {spec.name}: give it to "
+                f"enable_cache, or to the modifier of its first chain"
+            )
+
+
+def _refuse_repeated(chains: Iterable[Chain]) -> None:
+    seen: set[int] = set()
+    for chain in chains:
+        for block in chain.blocks:
+            if id(block) in seen:
+                raise ConfigError(
+                    f"one {type(block).__name__} instance stands twice in {chain.name}: it cannot play two parts"
+                )
+            seen.add(id(block))

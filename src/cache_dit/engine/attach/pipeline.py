@@ -1,0 +1,93 @@
+"""The pipeline's part: a call of it is a request."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cache_dit.engine.sessions.session import Request, current_request
+from cache_dit.engine.subclass import STATE, state_of
+
+logger = logging.getLogger(__name__)
+
+
+class PipelineState:
+    """What a cached pipeline knows of its cache.
+
+    Args:
+        transformers: its cached transformers, by the pipeline's attribute that holds them.
+        enable: puts the cache, with the same options, on a transformer that took the place of the one in an attribute.
+    """
+
+    def __init__(self, transformers: Mapping[str, Any], enable: Callable[[str, Any], Any]) -> None:
+        self.transformers = dict(transformers)
+        self.enable = enable
+        self.replaced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def begin(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
+        """A request for one call of the pipeline."""
+        self._follow(pipe)
+        # of several transformers each makes a part of the steps: how many, only its own options can say
+        steps = None if len(self.transformers) > 1 else _steps(type(pipe).__call__, pipe, args, kwargs)
+        scheduler = getattr(pipe, "scheduler", None)
+        return Request(object(), steps, counts_down=False, scheduler=scheduler, outer=current_request())
+
+    def end(self, request: Request) -> None:
+        """Free what the call kept."""
+        request.close()
+
+    def _follow(self, pipe: Any) -> None:
+        """Cache a transformer that was put in the place of a cached one."""
+        for attribute, known in self.transformers.items():
+            module = getattr(pipe, attribute, None)
+            if module is known or module is None or state_of(known) is None:  # None: its cache was taken off meanwhile
+                continue
+            if getattr(module, "_orig_mod", None) is known:  # compiled meanwhile: calls still reach the cached one
+                continue
+            self.replaced.add(known)
+            self.transformers[attribute] = module
+            state = state_of(module)
+            if state is None or state.owner() is not module:
+                logger.warning(
+                    "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
+                )
+                self.enable(attribute, module)
+
+
+def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """The number of steps of a pipeline's call: of its own schedule, or its ``num_inference_steps``."""
+    try:
+        bound = inspect.signature(call).bind_partial(pipe, *args, **kwargs)
+    except TypeError:  # the call itself will say what is wrong with its arguments
+        return None
+    bound.apply_defaults()
+    for name in ("timesteps", "sigmas"):  # a schedule of one's own comes before a number
+        schedule = bound.arguments.get(name)
+        if schedule is not None and hasattr(schedule, "__len__"):
+            return len(schedule)
+    # a pipeline that has both denoises with a U-Net after its prior, and the prior is what can be cached
+    numbers = (bound.arguments.get(f"{part}num_inference_steps") for part in ("prior_", ""))
+    return next((steps for steps in numbers if isinstance(steps, int) and steps > 0), None)
+
+
+def cached_pipeline(base: Any, metaclass: Any) -> type:
+    """The subclass of a pipeline's class: each call is a request of its own."""
+
+    class CachedPipeline(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+        @functools.wraps(base.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            state = self.__dict__.get(STATE)
+            if state is None:  # somebody may have kept this method from when the cache was on
+                return base.__call__(self, *args, **kwargs)
+            request = state.begin(self, args, kwargs)
+            with request:
+                try:
+                    return super().__call__(*args, **kwargs)
+                finally:
+                    state.end(request)
+
+    return CachedPipeline

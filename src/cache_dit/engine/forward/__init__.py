@@ -1,0 +1,1 @@
+"""What happens in one forward over a chain of blocks."""

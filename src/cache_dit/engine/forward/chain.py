@@ -1,0 +1,190 @@
+"""Blocks in call order as F | M | B: where each stands, and what all requests share of them.
+
+The first ``Fn`` blocks (F) and the last ``Bn`` blocks (B) always compute. The middle blocks (M) can be skipped.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+
+from cache_dit.engine.adapters.pattern import JOINS, BlockIO, Join
+from cache_dit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cache_dit.engine.forward.run import Run
+
+logger = logging.getLogger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """Keep a function out of compiled code, with all that it calls."""
+    return cast(Function, torch.compiler.disable(function))
+
+
+class Zone(enum.IntEnum):
+    """Where in its chain a block stands."""
+
+    FRONT = 0
+    MIDDLE = 1
+    BACK = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which blocks of a chain can be skipped: its zones, block by block.
+
+    Args:
+        zones: each block's zone, in call order.
+        last_front: the place of the last F block, -1 where there is none.
+        last_middle: the place of the last M block, -1 where there is none.
+    """
+
+    zones: tuple[Zone, ...]
+    last_front: int
+    last_middle: int
+
+    @classmethod
+    def of(cls, length: int, front: int, back: int) -> Layout:
+        """The layout of a chain of ``length`` blocks with ``front`` blocks F and ``back`` blocks B."""
+        middle = max(length - front - back, 0)
+        zones = (Zone.FRONT,) * front + (Zone.MIDDLE,) * middle + (Zone.BACK,) * back
+        return cls(zones[:length], front - 1, front + middle - 1 if middle else -1)
+
+    @property
+    def front(self) -> int:
+        """How many blocks stand in front."""
+        return self.last_front + 1
+
+    @property
+    def middle(self) -> int:
+        """How many blocks can be skipped."""
+        return self.zones.count(Zone.MIDDLE)
+
+    @property
+    def back(self) -> int:
+        """How many blocks stand at the back."""
+        return self.zones.count(Zone.BACK)
+
+
+class _Current(threading.local):
+    """The run of a chain that is under way in this thread, or None: then the blocks act plain.
+
+    Each thread's own from the start: a default of the class is what `torch.compile` takes for it before torch 2.13.
+    """
+
+    run: Run | None
+
+    def __init__(self) -> None:
+        self.run = None
+
+
+class BlockRole:
+    """What a block must know of the chain it stands in: one per block, the same for all requests.
+
+    Args:
+        chain: the chain.
+        position: the block's place in the chain, from 0, over all its lists.
+        list_index: which of the chain's block lists it stands in.
+        io: how it is called.
+    """
+
+    def __init__(self, chain: Chain, position: int, list_index: int, io: BlockIO) -> None:
+        self.current = chain.current
+        self.join = JOINS[chain.join] if chain.join else None
+        self.position = position
+        self.list_index = list_index
+        self.io = io
+
+
+class IdleRole:
+    """What a module between blocks must know: the chain that it idles with, and its argument that holds H."""
+
+    def __init__(self, chain: Chain, argument: str) -> None:
+        self.current = chain.current
+        self.argument = argument
+
+    def idles(self) -> bool:
+        """Whether the blocks around it are being skipped: its result goes nowhere."""
+        run = self.current.run
+        return run is not None and run.idles()
+
+
+class Chain:
+    """A run of blocks in call order with one decision and one residual.
+
+    Args:
+        name: what it is called in reports: the names of its block lists.
+        join: how the second block list takes over from the first; None where both streams go on as they are.
+        rounds: how many lists take turns, block by block: 1 unless they are interleaved.
+        long_skip: whether block n − 1 − i reads what block i returned.
+        owner: the transformer's class name, for messages.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        join: Join = None,
+        rounds: int = 1,
+        long_skip: bool = False,
+        owner: str = "the model",
+    ) -> None:
+        self.name = name
+        self.owner = owner
+        self.join = join
+        self.rounds = rounds
+        self.long_skip = long_skip
+        self.blocks: list[torch.nn.Module] = []
+        self.roles: list[BlockRole] = []
+        #: Whether blocks write into their input; None until the first computed step has shown it.
+        self.writes_input: bool | None = None
+        #: What was said of this chain in the log already.
+        self.said: set[str] = set()
+        self.current = _Current()
+
+    def add(self, block: torch.nn.Module, list_index: int, io: BlockIO) -> BlockRole:
+        """Append a block and give its role."""
+        role = BlockRole(self, len(self.blocks), list_index, io)
+        self.blocks.append(block)
+        self.roles.append(role)
+        return role
+
+    def layout(self, front: int, back: int) -> Layout:
+        """The chain with ``front`` blocks F and ``back`` blocks B of each list.
+
+        Where lists take turns the middle begins and ends in the last one, whose layout the residual has. With long
+        skips no more B blocks compute than F blocks have run for them.
+
+        Raises:
+            ConfigError: if there are not as many blocks.
+        """
+        front, back = self.rounds * front + self.rounds - 1, self.rounds * back
+        if front + back > len(self.blocks):
+            raise ConfigError(
+                f"Fn_compute_blocks={front} and Bn_compute_blocks={back} exceed the {len(self.blocks)} blocks of "
+                f"{self.name} in {self.owner}: pass smaller ones, for example DBCacheConfig(Fn_compute_blocks=1)"
+            )
+        if self.long_skip and back > front:
+            self.say_once(
+                "cache_dit: the last blocks of %s read what the first ones return: Bn_compute_blocks=%d becomes Fn, %d",
+                self.name,
+                back,
+                front,
+            )
+            back = front
+        return Layout.of(len(self.blocks), front, back)
+
+    def say_once(self, message: str, *values: object) -> None:
+        """Warn in the log, but only once for each message."""
+        if message not in self.said:
+            self.said.add(message)
+            logger.warning(message, *values)

@@ -1,0 +1,1 @@
+"""When to compute. Numbers, no tensors."""

@@ -1,0 +1,1 @@
+"""How a cached step is filled: weights for what computed steps left. Numbers, no tensors."""

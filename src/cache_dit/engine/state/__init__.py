@@ -1,0 +1,1 @@
+"""What is kept of computed steps, and the arithmetic on it."""

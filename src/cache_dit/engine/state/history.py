@@ -1,0 +1,290 @@
+"""The past of one stream: a few snapshots, where and as what they are kept, and what is predicted from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from cache_dit.config.base import bad_value, check_integer
+from cache_dit.engine.state.measure import read_back
+from cache_dit.engine.state.transfer import Courier
+from cache_dit.engine.state.weighted_sum import pieces, weighted_sum, wide_dtype
+
+
+class Kind(NamedTuple):
+    """What all snapshots of a history have in common."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Kept(NamedTuple):
+    """A snapshot as it is kept: scale · tensor, or the tensor alone."""
+
+    tensor: torch.Tensor
+    scale: torch.Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.tensor.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+class History:
+    """The last ``capacity`` snapshots of one stream (a residual or a state), with the times they were taken at.
+
+    Snapshots are kept as they are, or on another device, or as another dtype. In float8, and in float16 where they are
+    of another dtype, each has one scale: its largest magnitude over the format's, found without a host read.
+
+    CUDA snapshots kept on ``"cpu"`` lie in pinned memory. They travel both ways on a stream of their own while the
+    device computes, and the host waits for neither. Where a snapshot is converted, the memory of the oldest is used for
+    the newest.
+
+    Args:
+        capacity: how many snapshots to keep, at least 1.
+        device: where to keep them; None: where they are.
+        dtype: as what to keep them, a floating dtype or its name; None: as what they are.
+        watch: whether ``health`` will be asked for.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        watch: bool = False,
+    ) -> None:
+        check_integer("capacity", capacity, minimum=1)
+        self.capacity = capacity
+        self.device = None if device is None else _device(device)
+        self.dtype = _floating(dtype)
+        self.watch = watch
+        #: When the snapshots were taken, in the caller's unit.
+        self.times: list[float] = []
+        #: Bytes held, as they are kept.
+        self.nbytes = 0
+        self._kind: Kind | None = None
+        self._place: torch.device | None = None  # where they are kept
+        self._kept: list[Kept] = []
+        self._courier: Courier | None = None
+        self._sums: list[torch.Tensor] = []
+        self._products: list[list[float]] = []  # the lower triangle of the Gram matrix, as far as it was asked for
+
+    def append(self, time: float, snapshot: torch.Tensor) -> None:
+        """Keep a snapshot (detached; not copied where nothing is converted), and drop the oldest beyond ``capacity``.
+
+        It takes the place of one of the same time. Where shape, dtype or device changed, all earlier ones are dropped.
+        """
+        snapshot = snapshot.detach()
+        if not self.fits(snapshot):
+            self._begin(snapshot)
+        spare = None
+        if self.times and self.times[-1] == time:
+            spare = self._drop(len(self.times) - 1)
+        elif len(self._kept) == self.capacity:
+            spare = self._drop(0)
+        kept = self._converted(snapshot, spare)
+        self._kept.append(kept)
+        self.times.append(time)
+        self.nbytes += kept.nbytes
+        if self.watch:
+            self._sums.append(snapshot.sum(dtype=wide_dtype(snapshot.dtype)))
+
+    def fits(self, tensor: torch.Tensor | None) -> bool:
+        """Whether a tensor has the shape, dtype and device of the snapshots; None fits where there are none."""
+        if tensor is None or self._kind is None:
+            return tensor is None and self._kind is None
+        shape, dtype, device = self._kind
+        return tensor.shape == shape and tensor.dtype == dtype and tensor.device == device
+
+    def predict(
+        self, coefficients: Sequence[float], anchor: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """anchor + Σ c_j · s_j over the newest ``len(coefficients)`` snapshots.
+
+        Half precision is summed in float32 and rounded once. A snapshot whose coefficient is 0 is not read.
+
+        Args:
+            coefficients: one for each of the newest snapshots, oldest first.
+            anchor: a tensor that fits; None: zero.
+            out: what to write to, a tensor or view that fits and shares no memory with the anchor; None: a new tensor.
+
+        Returns:
+            The sum, with the dtype and on the device of what was appended. Without anchor and ``out``, a coefficient
+            of 1 alone gives the very tensor that is kept, where it is kept as it came: it must not be written to.
+
+        Raises:
+            ConfigError: there are no coefficients, or more than snapshots.
+        """
+        if self._kind is None or not 1 <= len(coefficients) <= len(self._kept):
+            raise bad_value("coefficients", list(coefficients), f"1 to {len(self._kept)} numbers, one for a snapshot")
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.predict(coefficients, anchor, out)
+        newest = self._kept[-len(coefficients) :]
+        used = [index for index, coefficient in enumerate(coefficients) if coefficient != 0] or [len(newest) - 1]
+        weights = [coefficients[index] for index in used]
+        chosen = [newest[index] for index in used]
+        scales = [kept.scale for kept in chosen if kept.scale is not None] or None
+        parts = self._fetched(chosen)
+        if out is None:
+            if weights == [1.0] and scales is None and parts[0].dtype == self._kind.dtype:
+                return parts[0] if anchor is None else anchor + parts[0]
+            out = torch.empty_like(parts[0] if anchor is None else anchor, dtype=self._kind.dtype)
+        weighted_sum(out, parts, weights, scales=scales, anchor=anchor)
+        return out
+
+    def prefetch(self, count: int) -> None:
+        """Begin to bring the newest ``count`` snapshots back from pinned memory, for the ``predict`` to come."""
+        if self._courier is not None and count > 0:
+            self._courier.start([kept.tensor for kept in self._kept[-count:]])
+
+    def gram(self) -> list[list[float]]:
+        """The inner products of the snapshots, summed in float64: row i, column j is <s_i, s_j>.
+
+        What was computed is kept. The rows of snapshots that are new since then cost one host read.
+        """
+        known, count = len(self._products), len(self._kept)
+        if known < count:
+            scales = [kept.scale for kept in self._kept if kept.scale is not None] or None
+            self._products += _lower_rows(self._fetched(self._kept), scales, range(known, count))
+        return [[self._products[max(i, j)][min(i, j)] for j in range(count)] for i in range(count)]
+
+    def health(self) -> torch.Tensor | None:
+        """A 0-dim tensor where the snapshots came from, not finite where one of them is not; None: nothing watched."""
+        return torch.stack(self._sums).sum() if self._sums else None
+
+    def clear(self) -> None:
+        """Forget everything, and free it."""
+        self.times.clear()
+        self._kept.clear()
+        self._sums.clear()
+        self._products.clear()
+        self._kind = self._place = self._courier = None
+        self.nbytes = 0
+
+    @property
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes held on each device, e.g. ``{"cuda:0": 8, "cpu": 655360}``."""
+        held: dict[str, int] = {}
+        for kept in self._kept:
+            for tensor in kept:
+                if tensor is not None:
+                    held[str(tensor.device)] = held.get(str(tensor.device), 0) + tensor.nbytes
+        return held
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _begin(self, snapshot: torch.Tensor) -> None:
+        self.clear()
+        self._kind = Kind(snapshot.shape, snapshot.dtype, snapshot.device)
+        self._place = _place(snapshot.device, self.device)
+        self._courier = _courier(snapshot.device, self._place)
+
+    def _drop(self, place: int) -> torch.Tensor:
+        """Forget one snapshot; gives the tensor that it was kept in."""
+        del self.times[place], self._sums[place : place + 1], self._products[place : place + 1]
+        for row in self._products[place:]:
+            del row[place]
+        dropped = self._kept.pop(place)
+        self.nbytes -= dropped.nbytes
+        return dropped.tensor
+
+    def _converted(self, snapshot: torch.Tensor, spare: torch.Tensor | None) -> Kept:
+        """A snapshot as it is kept: itself, or written into ``spare``, which was the oldest, or into new memory."""
+        device, dtype = self._place, self.dtype or snapshot.dtype
+        if (device, dtype) == (snapshot.device, snapshot.dtype):
+            return Kept(snapshot, None)
+        scale = None
+        if dtype != snapshot.dtype:
+            scale = _scale(snapshot, dtype) if _needs_scale(dtype) else None
+            snapshot = snapshot if scale is None else snapshot.to(scale.dtype) / scale
+        if spare is None:
+            with torch.inference_mode(False):  # a buffer made inside could not be written to outside
+                if self._courier is None:
+                    spare = torch.empty_like(snapshot, dtype=dtype, device=device)
+                else:
+                    spare = self._courier.buffer(snapshot, dtype)
+        if self._courier is None:
+            spare.copy_(snapshot)
+        else:
+            self._courier.send(snapshot.to(dtype), spare)
+        return Kept(spare, scale)
+
+    def _fetched(self, chosen: Sequence[Kept]) -> list[torch.Tensor]:
+        """Kept tensors, in the dtype they are kept as, on the device that they came from."""
+        tensors = [kept.tensor for kept in chosen]
+        if self._courier is not None:
+            return self._courier.fetch(tensors)
+        if self._kind is None or self._place == self._kind.device:
+            return tensors
+        return [tensor.to(self._kind.device) for tensor in tensors]
+
+
+def alike(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    """Whether two tensors (or two Nones) agree in shape, dtype and device."""
+    if first is None or second is None:
+        return first is second
+    return first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
+
+
+def _place(home: torch.device, wanted: torch.device | None) -> torch.device:
+    """Where to keep snapshots from ``home``: "cuda" is any GPU, so that those of "cuda:1" stay."""
+    return home if wanted is None or (wanted.index is None and wanted.type == home.type) else wanted
+
+
+def _courier(home: torch.device, place: torch.device) -> Courier | None:
+    """What carries CUDA snapshots to the host's memory and back; None: they stay, or travel as torch sees fit."""
+    return Courier(home) if (home.type, place.type) == ("cuda", "cpu") else None
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise bad_value("device", device, "a device, e.g. 'cpu' or 'cuda:1'") from error
+
+
+def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise bad_value("dtype", dtype, "a floating dtype or its name, e.g. 'bfloat16' or 'float8_e4m3fn'")
+
+
+def _needs_scale(dtype: torch.dtype) -> bool:
+    """Whether a format's range is so small that values may lie outside."""
+    return torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
+
+
+def _scale(snapshot: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    wide = wide_dtype(snapshot.dtype)
+    if snapshot.numel() == 0:
+        return torch.ones((), dtype=wide, device=snapshot.device)
+    largest: torch.Tensor = torch.linalg.vector_norm(snapshot, torch.inf, dtype=wide)
+    return (largest / torch.finfo(dtype).max).clamp_min(torch.finfo(wide).tiny)
+
+
+def _lower_rows(parts: Sequence[torch.Tensor], scales: Sequence[torch.Tensor] | None, rows: range) -> list[list[float]]:
+    """Rows of the lower triangle of the parts' Gram matrix, by one host read."""
+    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64  # there is no other there
+    found = [torch.zeros(row + 1, dtype=wide, device=parts[0].device) for row in rows]
+    for piece in pieces(parts):
+        matrix = torch.stack([part.flatten().to(wide) for part in piece])
+        for row, products in zip(rows, found, strict=True):
+            products += matrix[: row + 1] @ matrix[row]
+    if scales is not None:
+        factors = torch.stack(list(scales)).to(wide)
+        found = [products * factors[: row + 1] * factors[row] for row, products in zip(rows, found, strict=True)]
+    numbers = iter(read_back(torch.cat(found)))
+    return [[next(numbers) for _ in range(row + 1)] for row in rows]

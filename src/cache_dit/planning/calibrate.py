@@ -1,0 +1,217 @@
+"""Measuring, in one uncached run, what TeaCache- and MagCache-style policies need to know of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_dit.api import cached_transformers, disable_cache, enable_cache
+from cache_dit.config.base import bad_value, check_choice, check_integer
+from cache_dit.config.cache import DBCacheConfig
+from cache_dit.engine.attach import wrappers as dress
+from cache_dit.engine.attach.transformer import TransformerState
+from cache_dit.engine.forward.observe import ObserverRole, observed_module
+from cache_dit.engine.forward.stepwise import BaseLane, Lane, Pass
+from cache_dit.engine.policies.calibration import PolicyCalibration, fit_polynomial, magnitude_ratios
+from cache_dit.engine.sessions.session import Session, current_request
+from cache_dit.engine.state.measure import first_tensor, read_back, relative_l1_sums
+from cache_dit.engine.subclass import put_on, state_of, take_off
+from cache_dit.errors import ConfigError
+
+
+@dataclass
+class _Trail:
+    """What one branch's steps looked like; numbers stay on their device until the run is over."""
+
+    steps: list[int] = field(default_factory=list)
+    norms: list[torch.Tensor] = field(default_factory=list)
+    #: For each step but the first: Σ|difference| and Σ|previous| of the modulated input, and of the output.
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[torch.Tensor] = field(default_factory=list)
+    latest: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, made: Pass, output: Any) -> None:
+        """Take note of a step."""
+        self.steps.append(made.call.step)
+        residual, modulated, result = made.run.snapshot_hidden, made.run.probe, first_tensor(output)
+        self.norms.append(torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).mean())
+        if modulated is None or result is None:
+            return
+        before, self.latest = self.latest, (modulated.detach().clone(), result.detach().clone())
+        if before is not None and all(map(_same_shape, before, self.latest)):
+            self.inputs.append(torch.stack(relative_l1_sums(before[0], modulated)))
+            self.outputs.append(torch.stack(relative_l1_sums(before[1], result)))
+
+
+def _same_shape(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape
+
+
+class _Watch:
+    """Told of the steps of a run: it keeps those of the first request, by branch.
+
+    Args:
+        state: of the transformer; only its first chain is looked at.
+    """
+
+    def __init__(self, state: TransformerState) -> None:
+        self.state = state
+        self.session: Session | None = None
+        self.scheduler: Any = None
+        self._trails: dict[BaseLane, _Trail] = {}
+
+    def __call__(self, made: Pass, output: Any) -> None:
+        """Take note of a computed step."""
+        if self.session is None:
+            self.session = self.state.latest
+            self.scheduler = getattr(current_request(), "scheduler", None)
+        if made.run.snapshot_hidden is not None and self._branch(made.lane) is not None:
+            self._trails.setdefault(made.lane, _Trail()).add(made, output)
+
+    def _branch(self, lane: BaseLane) -> Hashable:
+        """The branch that a lane is of now; None: it is of another request or chain, or of a second pass."""
+        lanes = {} if self.session is None else self.session.lanes
+        return next((branch for (branch, *place), known in lanes.items() if known is lane and place == [0, 0]), None)
+
+    @property
+    def trails(self) -> dict[Hashable, _Trail]:
+        """What was seen, by branch."""
+        return {self._branch(lane): trail for lane, trail in self._trails.items()}
+
+    @property
+    def num_inference_steps(self) -> int:
+        """How many steps the run was asked for, where a pipeline knows it, else how many it made."""
+        session = self.session
+        if session is not None and not session.counts_down and session.num_inference_steps is not None:
+            return session.num_inference_steps
+        return 1 + max(trail.steps[-1] for trail in self._trails.values())
+
+
+def calibrate(
+    pipe_or_transformer: Any,
+    run: Callable[[], Any],
+    *,
+    policy: str = "magcache",
+    path: str | os.PathLike[str] | None = None,
+    degree: int = 4,
+) -> PolicyCalibration:
+    """Make one uncached run and fit what a policy needs to know of the model.
+
+    For ``"magcache"``: the ratio of each step's residual magnitude to the one before it (arXiv 2506.09045). For
+    ``"teacache"``: the polynomial that maps the relative change of the first block's modulated input to that of the
+    transformer's output (arXiv 2411.19108). The residual is that of the middle blocks, of the first chain where there
+    are several: put the cache on with the Fn and Bn that you will use. Where no cache is on, one with Fn = 1 is put on
+    for the run.
+
+    Args:
+        pipe_or_transformer: a pipeline with one transformer, or the transformer.
+        run: makes one run of as many steps, with the scheduler and the guidance that the calibration is for, e.g.
+            ``lambda: pipe(prompt, num_inference_steps=28)``. No step of it is cached.
+        policy: whose calibration to make.
+        path: where to save it as JSON; None: nowhere.
+        degree: the degree of TeaCache's polynomial.
+
+    Returns:
+        The calibration, for ``DBCacheConfig(policy=…, policy_calibration=…)``; that takes the path as well.
+
+    Raises:
+        ConfigError: if there is no transformer or more than one, ``run`` never called it, or the steps it made are too
+            few for the fit.
+    """
+    check_choice("policy", policy, choices=("magcache", "teacache"))
+    check_integer("degree", degree, minimum=0)
+    if not callable(run):
+        raise bad_value("run", run, "a function that makes one run, e.g. lambda: pipe(prompt, num_inference_steps=28)")
+    found = cached_transformers(pipe_or_transformer)
+    if not found:
+        enable_cache(pipe_or_transformer, DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
+        try:
+            return calibrate(pipe_or_transformer, run, policy=policy, path=path, degree=degree)
+        finally:
+            disable_cache(pipe_or_transformer)
+    if len(found) > 1:
+        raise ConfigError(
+            f"there are {len(found)} transformers: put the cache on the pipeline, then calibrate each by itself, e.g. "
+            "cache_dit.calibrate(pipe.transformer_2, run)"
+        )
+    state: TransformerState = state_of(found[0])
+    calibration = _fitted(_watched(state, run, policy), policy, degree, state.model_class)
+    if path is not None:
+        calibration.save(path)
+    return calibration
+
+
+def _watched(state: TransformerState, run: Callable[[], Any], policy: str) -> _Watch:
+    """What a run without a cached step was like."""
+    if any(kind is not Lane for kind in state.lane_classes):
+        raise ConfigError("calibrate looks at whole steps: enable a DBCacheConfig with decision='mean' first")
+    watch = _Watch(state)
+    with _seeing_modulated(state) if policy == "teacache" else contextlib.nullcontext():
+        state.close_all()
+        state.observer = watch
+        try:
+            run()
+        finally:
+            state.close_all()
+            state.observer = None
+    if not watch.trails:
+        raise ConfigError(
+            "run() never called the transformer under torch.no_grad(), or no step of it had blocks to skip: nothing "
+            "was seen"
+        )
+    return watch
+
+
+@contextlib.contextmanager
+def _seeing_modulated(state: TransformerState) -> Iterator[None]:
+    """The first chain's modulated input is seen inside."""
+    chain = state.chains[0][0]
+    module = observed_module(chain)
+    known = state_of(module) is not None
+    if not known:
+        put_on(module, dress.observed_module, ObserverRole(chain, module))
+    try:
+        yield
+    finally:
+        if not known:
+            take_off(module)
+
+
+def _fitted(watch: _Watch, policy: str, degree: int, model_class: str) -> PolicyCalibration:
+    """The calibration that a run makes."""
+    branches: dict[Any, Any] = {}
+    fits: dict[Any, float] = {}
+    for branch, trail in watch.trails.items():
+        if policy == "magcache":
+            branches[branch] = _ratios_by_step(watch, trail)
+        else:
+            branches[branch], fits[branch] = fit_polynomial(_ratios(trail.inputs), _ratios(trail.outputs), degree)
+    return PolicyCalibration(
+        policy=policy,
+        model_class=model_class,
+        num_inference_steps=watch.num_inference_steps,
+        scheduler=None if watch.scheduler is None else type(watch.scheduler).__name__,
+        branches=branches,
+        r_squared=fits,
+    )
+
+
+def _ratios_by_step(watch: _Watch, trail: _Trail) -> list[float]:
+    """A ratio for each step of the request: 1 where the branch was left out, so that products stay right."""
+    length = max(watch.num_inference_steps, *(1 + trail.steps[-1] for trail in watch.trails.values()))
+    ratios = [1.0] * length
+    for step, ratio in zip(trail.steps, magnitude_ratios(read_back(torch.stack(trail.norms))), strict=True):
+        ratios[step] = ratio
+    return ratios
+
+
+def _ratios(sums: list[torch.Tensor]) -> list[float]:
+    if not sums:
+        return []
+    packed = torch.stack(sums)
+    return read_back(packed[:, 0] / packed[:, 1])
