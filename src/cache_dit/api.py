@@ -1,8 +1,7 @@
-"""The functions a user calls: put a cache on, take it off, renew it, and see what it did."""
+"""The functions a user calls: put a cache on, take it off, renew it."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import weakref
@@ -31,7 +30,6 @@ from cache_dit.engine.attach.wrappers import (
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.subclass import put_on, state_of, take_off
 from cache_dit.errors import CacheDitError, ConfigError, UnsupportedModelError
-from cache_dit.summary import CacheStats, chain_stats, report, strify_options, strify_stats
 
 logger = logging.getLogger(__name__)
 
@@ -387,54 +385,3 @@ def supported_pipelines(**kwargs: Any) -> tuple[int, list[str]]:
 
     names = known_pipelines()
     return len(names), names
-
-
-def summary(adapter_or_others: Any, details: bool = False, logging: bool = True, **kwargs: Any) -> list[CacheStats]:
-    """What the cache did in the latest request.
-
-    Args:
-        adapter_or_others: a pipeline, an adapter, a transformer, or None.
-        details: also list the cached steps and their diffs.
-        logging: print a report.
-
-    Returns:
-        One entry per chain of blocks, then (except for an adapter) one per transformer, which repeats its last
-        chain's; one empty entry where no cache is on.
-    """
-    if isinstance(adapter_or_others, FakeDiffusionPipeline):
-        raise ConfigError("a FakeDiffusionPipeline holds no statistics: pass the adapter or the transformer")
-    chains: list[CacheStats] = []
-    wholes: list[CacheStats] = []
-    for transformer in cached_transformers(adapter_or_others):
-        state: TransformerState = state_of(transformer)
-        latest = state.latest
-        asked = state.options if latest is None else latest.options  # a request may have had options of its own
-        for index, (chain, _) in enumerate(state.chains):
-            chains.append(chain_stats(latest, index, chain.name, asked[index]))
-        whole = copy.copy(chains[-1])
-        whole.name = type(transformer).__name__
-        wholes.append(whole)
-    if logging:
-        for stats in chains:
-            print(report(stats, details=details))
-    found = chains if isinstance(adapter_or_others, BlockAdapter) else chains + wholes
-    return found or [CacheStats()]
-
-
-def strify(adapter_or_others: Any) -> str:
-    """A short tag that says what was asked for and how many steps were cached, for file names.
-
-    Args:
-        adapter_or_others: an adapter, pipeline, transformer, ``CacheStats``, list of them (the first counts), or a
-            dict with ``cache_config`` and ``calibrator_config``.
-
-    Returns:
-        For example ``DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0_T0O0_S4``; ``NONE`` where no cache is on.
-    """
-    if isinstance(adapter_or_others, Mapping):
-        return strify_options(dict(adapter_or_others))
-    if isinstance(adapter_or_others, (list, tuple)):
-        return strify(adapter_or_others[0]) if adapter_or_others else "NONE"
-    if isinstance(adapter_or_others, CacheStats):
-        return strify_stats(adapter_or_others)
-    return strify_stats(summary(adapter_or_others, logging=False)[-1])

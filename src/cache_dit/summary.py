@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cache_dit.config.cache import CacheType
 from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.engine.forward.stepwise import BaseLane
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.plans.guard import Guard
+from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.policies.plan import PlanOutcome, outcome
 from cache_dit.engine.policies.prune import PrunePolicy
-from cache_dit.engine.policies.registry import StepRecord, refusal, why_no_hit
+from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.session import Session
+from cache_dit.engine.subclass import state_of
+from cache_dit.errors import ConfigError
 
 _QUANTILES = (0, 25, 50, 75, 95)
 
@@ -84,6 +89,40 @@ class CacheStats:
     def ideal_speedup(self) -> float:
         """Block calls without a cache over block calls with it: the speed-up if nothing else took time."""
         return self.possible_blocks / self.executed_blocks if self.executed_blocks else 1.0
+
+
+def summary(adapter_or_others: Any, details: bool = False, logging: bool = True, **kwargs: Any) -> list[CacheStats]:
+    """What the cache did in the latest request.
+
+    Args:
+        adapter_or_others: a pipeline, an adapter, a transformer, or None.
+        details: also list the cached steps and their diffs.
+        logging: print a report.
+
+    Returns:
+        One entry per chain of blocks, then (except for an adapter) one per transformer, which repeats its last
+        chain's; one empty entry where no cache is on.
+    """
+    from cache_dit.api import cached_transformers
+
+    if isinstance(adapter_or_others, FakeDiffusionPipeline):
+        raise ConfigError("a FakeDiffusionPipeline holds no statistics: pass the adapter or the transformer")
+    chains: list[CacheStats] = []
+    wholes: list[CacheStats] = []
+    for transformer in cached_transformers(adapter_or_others):
+        state: Any = state_of(transformer)
+        latest = state.latest
+        asked = state.options if latest is None else latest.options  # a request may have had options of its own
+        for index, (chain, _) in enumerate(state.chains):
+            chains.append(chain_stats(latest, index, chain.name, asked[index]))
+        whole = copy.copy(chains[-1])
+        whole.name = type(transformer).__name__
+        wholes.append(whole)
+    if logging:
+        for stats in chains:
+            print(report(stats, details=details))
+    found = chains if isinstance(adapter_or_others, BlockAdapter) else chains + wholes
+    return found or [CacheStats()]
 
 
 def chain_stats(session: Session | None, index: int, name: str, options: ChainOptions) -> CacheStats:
@@ -164,17 +203,6 @@ def _letter(record: StepRecord) -> str:
     if record.computed:
         return "F"
     return "P" if record.blocks else "C"
-
-
-def no_hit_reason(session: Session, lanes: Iterable[BaseLane]) -> str | None:
-    """Why a request with the cache on had no cached step, in one sentence; None when it had one, or had no step."""
-    lanes = list(lanes)
-    if session.note is not None and not lanes:
-        return refusal(session.note, session.options[0].cache)
-    policies = [(policy, lane.options.cache) for lane in lanes for policy in lane.policies().values()]
-    if not policies or any(policy.cached_steps for policy, _ in policies):
-        return None
-    return next((reason for policy, cache in policies if (reason := why_no_hit(policy.records, cache))), None)
 
 
 def report(stats: CacheStats, *, details: bool = False) -> str:
@@ -263,3 +291,22 @@ def strify_stats(stats: CacheStats) -> str:
     if stats.pruned_ratio is not None:
         done = f"_P{100 * stats.pruned_ratio:.1f}"
     return strify_options(stats.cache_options) + done
+
+
+def strify(adapter_or_others: Any) -> str:
+    """A short tag that says what was asked for and how many steps were cached, for file names.
+
+    Args:
+        adapter_or_others: an adapter, pipeline, transformer, ``CacheStats``, list of them (the first counts), or a
+            dict with ``cache_config`` and ``calibrator_config``.
+
+    Returns:
+        For example ``DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0_T0O0_S4``; ``NONE`` where no cache is on.
+    """
+    if isinstance(adapter_or_others, Mapping):
+        return strify_options(dict(adapter_or_others))
+    if isinstance(adapter_or_others, (list, tuple)):
+        return strify(adapter_or_others[0]) if adapter_or_others else "NONE"
+    if isinstance(adapter_or_others, CacheStats):
+        return strify_stats(adapter_or_others)
+    return strify_stats(summary(adapter_or_others, logging=False)[-1])

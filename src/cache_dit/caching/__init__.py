@@ -5,8 +5,6 @@ from cache_dit.api import (
     enable_cache,
     get_adapter,
     refresh_context,
-    strify,
-    summary,
     supported_pipelines,
 )
 from cache_dit.caching.block_adapters import BlockAdapterRegister
@@ -47,7 +45,7 @@ from cache_dit.engine.predictors.base import register_predictor
 from cache_dit.engine.sessions.session import session
 from cache_dit.planning.calibrate import calibrate
 from cache_dit.planning.guard_run import calibrate_guard
-from cache_dit.summary import CacheStats
+from cache_dit.summary import CacheStats, strify, summary
 
 __all__ = [
     "BasicCacheConfig",

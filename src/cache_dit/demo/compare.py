@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_dit.api import disable_cache, enable_cache, summary
+from cache_dit.api import disable_cache, enable_cache
 from cache_dit.demo.configurations import Configuration
 from cache_dit.demo.fidelity import Pixels, psnr
-from cache_dit.summary import CacheStats
+from cache_dit.summary import CacheStats, summary
 
 logger = logging.getLogger(__name__)
 

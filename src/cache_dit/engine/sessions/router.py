@@ -26,10 +26,10 @@ from cache_dit.engine.sessions.call_reader import CallReader, sigma_of
 from cache_dit.engine.sessions.model_facts import latent_facts, schedule_facts, scheduler_facts, transformer_facts
 from cache_dit.engine.sessions.opening import lane_class, layout_now, policy_maker
 from cache_dit.engine.sessions.pool import SessionPool
+from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.session import Request, Session
 from cache_dit.engine.subclass import put_on
 from cache_dit.errors import CacheDitError
-from cache_dit.summary import no_hit_reason
 
 logger = logging.getLogger(__name__)
 
