@@ -4,6 +4,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+import cache_dit.compat as _compat  # noqa: F401
 from cache_dit.caching import (
     BlockAdapter,
     CacheStats,

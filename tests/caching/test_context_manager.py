@@ -22,6 +22,7 @@ from cache_dit.caching.cache_contexts import (
     make_manager,
 )
 from cache_dit.config import CacheType, DBPruneConfig, ExtraCacheConfig
+from cache_dit.engine.attach import manager as hook
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import SessionError
 from tests.kit.toys import Toy, denoise, dynamic, frozen_run, lines, loop, normal, static, stream_inputs
@@ -103,8 +104,7 @@ def decided_by(manager: CachedContextManager, config: DBCacheConfig) -> list[int
     """The cached steps of a short run whose decisions a manager's ``similarity`` makes."""
     toy = Toy()
     cache_dit.enable_cache(toy.adapter(), config)
-    manager.bind(state_of(toy))
-    state_of(toy).manager = manager
+    toy._context_manager = manager
     denoise(toy, loop(5))
     return manager.get_cached_steps()
 
@@ -116,6 +116,29 @@ def test_decisions_go_through_a_replaced_similarity():
     assert decided_by(Always(), strict) == [1, 2, 3, 4]
     assert decided_by(CachedContextManager(), dynamic()) == [1, 2, 3, 4]
     assert decided_by(never, dynamic()) == []
+
+
+def test_a_similarity_replaced_on_the_class_or_between_two_steps_decides(monkeypatch: pytest.MonkeyPatch):
+    toy = Toy()
+    cache_dit.enable_cache(toy.adapter(), dynamic(residual_diff_threshold=1e-9))
+    denoise(toy, loop(6)[:2])
+    monkeypatch.setattr(CachedContextManager, "similarity", always)
+    denoise(toy, loop(6)[2:4])
+    toy._context_manager.similarity = lambda t1, t2, **options: False
+    denoise(toy, loop(6)[4:])
+    assert toy._context_manager.get_cached_steps() == [2, 3]
+
+
+def test_a_manager_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hook, "eager", False)  # as it is until the module of managers is imported
+    toy = Toy()
+    cache_dit.enable_cache(toy.adapter(), dynamic())
+    state = state_of(toy)
+    denoise(toy, loop(3))
+    assert state.manager is None
+    assert state.similarity is None
+    assert toy._context_manager is toy._context_manager is state.manager
+    assert state.manager.get_cached_steps() == [1, 2]
 
 
 def test_a_replaced_similarity_sees_the_last_computed_step_and_this_one():

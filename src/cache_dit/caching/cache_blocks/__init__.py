@@ -10,6 +10,7 @@ from cache_dit.caching.cache_contexts import CachedContext, CachedContextManager
 from cache_dit.config.cache import CacheType
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.engine.adapters.pattern import BlockIO, ForwardPattern
+from cache_dit.engine.attach.manager import manager_of
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError, PatternMismatchError, SessionError
 
@@ -102,7 +103,8 @@ class CachedBlocks(torch.nn.Module):
         Raises:
             SessionError: no cache is on the transformer.
         """
-        manager = self._context_manager or getattr(state_of(self._transformer[0]), "manager", None)
+        state = state_of(self._transformer[0])
+        manager = self._context_manager or (None if state is None else manager_of(state))
         if manager is None:
             raise SessionError("no cache is on the transformer of these blocks: call enable_cache on it first")
         name = self._cache_context

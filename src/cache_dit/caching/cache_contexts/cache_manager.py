@@ -13,6 +13,7 @@ from cache_dit.caching.cache_contexts.cache_context import CachedContext, Pruned
 from cache_dit.config.base import as_number, bad_value
 from cache_dit.config.cache import CacheType
 from cache_dit.config.prune import DBPruneConfig
+from cache_dit.engine.attach import manager as hook
 from cache_dit.engine.forward.shards import parallel_group
 from cache_dit.engine.sessions.session import current_request, thread_request
 from cache_dit.engine.state.measure import read_relative_l1
@@ -21,13 +22,15 @@ from cache_dit.summary import branches, chain_stats
 
 if TYPE_CHECKING:
     from cache_dit.engine.attach.transformer import TransformerState
-    from cache_dit.engine.forward.stepwise import BaseLane
+    from cache_dit.engine.forward.stepwise import BaseLane, Judge
     from cache_dit.engine.options import ChainOptions
     from cache_dit.engine.policies.registry import StepRecord
     from cache_dit.engine.sessions.session import Session
 
 #: Decides whether a step is like an earlier one: ``similarity(t1, t2, *, threshold, parallelized, prefix)``.
 Similarity = Callable[..., bool]
+
+hook.eager = True  # from here on somebody may assign a function to ``CachedContextManager.similarity``
 
 _INSTEAD = {
     "can_cache": "a step is decided by its policy: replace `similarity`, or register a policy of your own",
@@ -96,6 +99,13 @@ class CachedContextManager:
         """What was put in the place of ``similarity``, bound to this manager; None while nothing was."""
         found: Similarity = self.similarity
         return None if getattr(found, "__func__", None) is _SIMILARITY else found
+
+    def judge(self) -> Judge | None:
+        """What the engine asks instead of measuring: the replacement's answer, and the diff that it has added."""
+        replacement = self.replacement()
+        if replacement is None:
+            return None
+        return lambda *probes, **options: (bool(replacement(*probes, **options)), self.take_diff())
 
     def take_diff(self) -> float | None:
         """The diff that was added last in this thread, and that nobody took yet; None where there is none."""

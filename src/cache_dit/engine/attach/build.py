@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cache_dit.caching.cache_contexts.cache_manager import make_manager
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import effective
@@ -57,7 +56,6 @@ def build_state(
     state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
     state.configure(state.options, scheduler)
     state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
-    state.manager = make_manager(state)
     return state
 
 

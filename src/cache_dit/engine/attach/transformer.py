@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cache_dit.engine.attach import manager
 from cache_dit.engine.forward.chain import untraced
 from cache_dit.engine.forward.conditioning import Conditions
 from cache_dit.engine.forward.run import Run
@@ -41,6 +42,17 @@ class Forward:
 
 class TransformerState(Requests):
     """Everything that a cached transformer's cache consists of. It lives in the instance, nothing lives elsewhere."""
+
+    @property
+    def similarity(self) -> Judge | None:
+        """What decides instead of a measurement, given both tensors, ``threshold``, ``parallelized`` and ``prefix``.
+
+        It says whether a step may be skipped, and its diff where it tells one. None: the engine measures.
+        """
+        if self.manager is None and not manager.eager:
+            return None
+        judge: Judge | None = manager.manager_of(self).judge()
+        return judge
 
     @untraced
     def begin(
@@ -111,7 +123,7 @@ class TransformerState(Requests):
         call.latent, call.batch = self.reader.latent(given)
         call.group = parallel_group(module)
         call.key = None if call.group is None else call_key(given)
-        call.judge = None if self.manager is None else _judge(self.manager)
+        call.judge = self.similarity
         call.observer = self.observer
         call.guard = session.guard
         conditions = self.reader.conditions(given)
@@ -237,11 +249,3 @@ def _computed_rows(forward: Forward) -> list[int] | None:
 def _repeated(forward: Forward) -> Forward:
     """The same forward, with nothing begun."""
     return Forward(forward.session, forward.request, forward.branch, forward.call, forward.conditions)
-
-
-def _judge(manager: Any) -> Judge | None:
-    """What decides instead of a measurement where somebody has replaced ``similarity``: its answer, and its diff."""
-    replacement = manager.replacement()
-    if replacement is None:
-        return None
-    return lambda *probes, **options: (bool(replacement(*probes, **options)), manager.take_diff())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cache_dit.engine.adapters.pattern import argument_names
+from cache_dit.engine.attach.manager import manager_of
 from cache_dit.engine.forward.run import run_block
 from cache_dit.engine.subclass import STATE
 
@@ -114,7 +115,7 @@ def _manager(self: Any) -> Any:
     state = self.__dict__.get(STATE)
     if state is None:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute '_context_manager': no cache is on it")
-    return state.manager
+    return manager_of(state)
 
 
 def _set_manager(self: Any, manager: Any) -> None:

@@ -74,7 +74,7 @@ class Requests:
         self.observer: Callable[[Pass, Any], None] | None = None
         #: Makes each request's guard while it is set, in place of the one that its plan asks for.
         self.watching: Callable[[], Guard] | None = None
-        #: The object that servers know as ``_context_manager``: its ``similarity`` may be replaced.
+        #: What servers know as ``_context_manager``, once somebody has asked for it: see ``attach.manager``.
         self.manager: Any = None
         self._single_steps = 0  # requests of one step in a row
         #: The name that ``cache_context`` gave to the calls of this thread or task.
