@@ -25,6 +25,7 @@ from cache_dit import (
     TaylorSeerCalibratorConfig,
     UnsupportedModelError,
 )
+from cache_dit.api import parse_extra_modules
 from cache_dit.engine.subclass import state_of
 from tests.kit.tiny_flux import tiny_pipeline
 from tests.kit.toys import Toy, denoise, dynamic, frozen_run, line, lines, loop, same, static, stream_inputs
@@ -55,6 +56,22 @@ def test_enable_cache_returns_what_it_was_given() -> None:
     model = tiny("PixArtTransformer2DModel")
     assert cache_dit.enable_cache(model, static("FC")) is model
     assert cache_dit.enable_cache(model, DBCacheConfig(cache_type=CacheType.NONE)) is model
+
+
+@pytest.mark.parametrize("option", [{"attention_backend": "native"}, {"quantize_config": {}}])
+def test_an_option_of_what_is_not_in_this_version_may_be_none_alone(option: dict[str, Any]) -> None:
+    model = Toy("0")
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}.*not in this version"):
+        cache_dit.enable_cache(model.adapter(), static("FC"), **option)
+    assert state_of(model) is None
+    cache_dit.enable_cache(model.adapter(), static("FC"), **dict.fromkeys(option))
+    assert state_of(model) is not None
+
+
+def test_there_are_no_extra_modules_to_spread() -> None:
+    assert parse_extra_modules(Toy("0")) == []
+    with pytest.raises(ConfigError, match=r"extra_parallel_modules.*not in this version"):
+        parse_extra_modules(Toy("0"), ["text_encoder"])
 
 
 def test_on_and_off_any_number_of_times() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.loading import refuse_unbuilt
 from cache_dit.config.modifier import ParamsModifier, check_classes, flat_options, overlay, refresh_options
 from cache_dit.config.parallelism import ParallelismConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
@@ -42,6 +43,9 @@ def enable_cache(
     calibrator_config: CalibratorConfig | None = None,
     params_modifiers: ParamsModifier | list[ParamsModifier] | list[list[ParamsModifier]] | None = None,
     parallelism_config: Any = None,
+    *,
+    attention_backend: Any = None,
+    quantize_config: Any = None,
     **kwargs: Any,
 ) -> Cacheable:
     """Put a cache on a pipeline, a described model or a bare transformer; it is used as before.
@@ -56,6 +60,7 @@ def enable_cache(
         params_modifiers: options that differ from these, one per chain of blocks, in order.
         parallelism_config: parallelism is not in this version: None, or a ``ParallelismConfig`` that spreads nothing.
             With such a one and no cache options nothing is cached, and a line of log says so.
+        attention_backend, quantize_config: these are not in this version: None.
         **kwargs: options of ``DBCacheConfig`` and ``TaylorSeerCalibratorConfig`` by name (deprecated).
 
     Returns:
@@ -67,6 +72,7 @@ def enable_cache(
         PatternMismatchError: if a block is not called as its pattern says.
     """
     _refuse_parallelism(parallelism_config)
+    refuse_unbuilt(attention_backend=attention_backend, quantize_config=quantize_config)
     options, flat_calibrator = flat_options(kwargs, where="enable_cache")
     if parallelism_config is not None and cache_config is None and not options:
         logger.warning(
@@ -106,6 +112,20 @@ def _refuse_parallelism(config: Any) -> None:
         raise ConfigError(
             f"parallelism_config asks for {config.strify(details=True)}: parallelism is not in this version, pass None"
         )
+
+
+def parse_extra_modules(pipe_or_adapter: Any, extra_parallel_modules: Any = None) -> list[torch.nn.Module]:
+    """The modules beside the transformer that are to be spread too: none, as parallelism is not in this version.
+
+    Args:
+        pipe_or_adapter: what has the modules.
+        extra_parallel_modules: their names, or themselves: None.
+
+    Raises:
+        ConfigError: ``extra_parallel_modules`` is not None.
+    """
+    refuse_unbuilt(extra_parallel_modules=extra_parallel_modules)
+    return []
 
 
 def _described(pipe_or_adapter: Any) -> BlockAdapter:

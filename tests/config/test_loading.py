@@ -25,10 +25,12 @@ from cache_dit.config import (
     ParallelismBackend,
     ParallelismConfig,
     TaylorSeerCalibratorConfig,
+    load_attn_backend_config,
     load_cache_config,
     load_configs,
     load_options,
     load_parallelism_config,
+    load_quantize_config,
     steps_mask,
 )
 from cache_dit.errors import ConfigError
@@ -359,6 +361,21 @@ def test_an_unknown_setting_of_a_loader_is_refused() -> None:
         load_cache_config({}, check_only=True)
     with pytest.raises(ConfigError, match="reset=1 is not valid"):
         load_cache_config({}, reset=1)
+
+
+@pytest.mark.parametrize(
+    ("section", "load"), [("attention_backend", load_attn_backend_config), ("quantize_config", load_quantize_config)]
+)
+def test_a_section_of_what_is_not_in_this_version_may_be_there_and_empty(
+    section: str, load: Callable[..., None], written: Written
+) -> None:
+    assert load({"cache_config": {}, section: None}) is None
+    assert load({"models": {"one": {section: None}, "two": {}}}, model="two") is None
+    assert load_configs({"cache_config": {}, section: None}) == load_configs({"cache_config": {}})
+    path = written(f"cache_config:\n  max_warmup_steps: 2\n{section}: native\n")
+    for read in (load, load_configs):
+        with pytest.raises(ConfigError, match=f"line 3.*{section}='native'.*not in this version"):
+            read(path)
 
 
 def test_load_options_works_and_warns_once() -> None:

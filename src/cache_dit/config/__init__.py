@@ -10,7 +10,14 @@ from cache_dit.config.calibrator import (
     TaylorSeerCalibratorConfig,
 )
 from cache_dit.config.extra import ExtraCacheConfig
-from cache_dit.config.loading import load_cache_config, load_configs, load_options, load_parallelism_config
+from cache_dit.config.loading import (
+    load_attn_backend_config,
+    load_cache_config,
+    load_configs,
+    load_options,
+    load_parallelism_config,
+    load_quantize_config,
+)
 from cache_dit.config.masks import steps_mask
 from cache_dit.config.modifier import ParamsModifier
 from cache_dit.config.parallelism import ParallelismBackend, ParallelismConfig
@@ -33,9 +40,11 @@ __all__ = [
     "TaylorSeerCalibratorConfig",
     "block_range",
     "cache_type",
+    "load_attn_backend_config",
     "load_cache_config",
     "load_configs",
     "load_options",
     "load_parallelism_config",
+    "load_quantize_config",
     "steps_mask",
 ]

@@ -19,7 +19,9 @@ from cache_dit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_SECTIONS = ("cache_config", "parallelism_config", "params_modifiers")
+#: Sections of what is not in this version: they may be there, and hold nothing.
+_UNBUILT = ("attention_backend", "quantize_config")
+_SECTIONS = ("cache_config", "parallelism_config", "params_modifiers", *_UNBUILT)
 _PARALLELISM_KEYS = {
     **{name: name for name in ("backend", "ulysses_size", "ring_size", "tp_size", "parallel_kwargs")},
     "ulysses": "ulysses_size",
@@ -126,6 +128,41 @@ def load_parallelism_config(path_or_dict: PathOrDict, **kwargs: Any) -> Parallel
     return _parallelism(section, auto_size=settings["auto_parallel_size"])
 
 
+def load_attn_backend_config(path_or_dict: PathOrDict, **kwargs: Any) -> None:
+    """The section `attention_backend` of a YAML file or dict: None, as other backends are not in this version.
+
+    Args:
+        path_or_dict: the path of the YAML file, or what it would hold.
+        **kwargs: `model`, as in `load_configs`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: as in `load_configs`; also where the section holds anything.
+    """
+    _checked(path_or_dict, kwargs, where="load_attn_backend_config")
+
+
+def load_quantize_config(path_or_dict: PathOrDict, **kwargs: Any) -> None:
+    """The section `quantize_config` of a YAML file or dict: None, as quantization is not in this version.
+
+    Args:
+        path_or_dict: the path of the YAML file, or what it would hold.
+        **kwargs: `model`, as in `load_configs`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: as in `load_configs`; also where the section holds anything.
+    """
+    _checked(path_or_dict, kwargs, where="load_quantize_config")
+
+
+def refuse_unbuilt(**options: Any) -> None:
+    """Raise `ConfigError` for an option of what is not in this version, unless it is None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name}={value!r} is for what is not in this version: pass None, or leave it out")
+
+
 def load_options(path_or_dict: PathOrDict, reset: bool = False) -> dict[str, Any]:
     """Deprecated: the cache's and the calibrator's configuration as a dict; use `load_configs`.
 
@@ -169,6 +206,9 @@ def _chosen(whole: Section, model: str | None) -> Section:
         section.check_keys((*OPTION_KEYS, *_SECTIONS, "models"))
     else:
         section.check_keys(_SECTIONS)
+        for name in _UNBUILT:
+            with section.naming(name):
+                refuse_unbuilt(**{name: section.values.get(name)})
     return section
 
 
@@ -181,6 +221,11 @@ def _name(models: Section, model: str | None) -> str:
     if model not in names:
         raise models.refusal(unknown_key(str(model), map(str, names), where="models"))
     return model
+
+
+def _checked(path_or_dict: PathOrDict, kwargs: Mapping[str, Any], *, where: str) -> Section:
+    """The section of the model that the keyword arguments of a loader name, which takes no others."""
+    return _chosen(read_section(path_or_dict), _settings(kwargs, where=where)["model"])
 
 
 def _is_flat(section: Section) -> bool:
