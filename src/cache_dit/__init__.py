@@ -14,7 +14,6 @@ from cache_dit.caching import (
     Plan,
     PolicyCalibration,
     calibrate,
-    calibrate_guard,
     disable_cache,
     enable_cache,
     get_adapter,
@@ -50,6 +49,7 @@ from cache_dit.config import (
     load_options,
     load_parallelism_config,
 )
+from cache_dit.config.base import GUARD_IS_GONE as _GUARD_IS_GONE
 from cache_dit.errors import (
     CacheDitError,
     ConfigError,
@@ -118,7 +118,6 @@ __all__ = [
     "block_range",
     "cache_type",
     "calibrate",
-    "calibrate_guard",
     "disable_cache",
     "disable_print",
     "enable_cache",
@@ -154,4 +153,6 @@ def __getattr__(name: str) -> _Any:
         return _importlib.import_module(f"{__name__}.{name}")
     if name == "plan":  # likewise
         return _importlib.import_module(f"{__name__}.planning").plan
+    if name == "calibrate_guard":
+        raise AttributeError(_GUARD_IS_GONE)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,6 @@ from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.engine.forward.stepwise import BaseLane
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.plans.guard import Guard
 from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.policies.plan import PlanOutcome, outcome
 from cache_dit.engine.policies.prune import PrunePolicy
@@ -47,13 +46,7 @@ class CacheStats:
         bytes_by_device: where the snapshots of that moment were, e.g. ``{"cpu": 1310720}``.
         reason: why nothing was cached, or None.
         parallelism_config: how the transformer is spread over devices, or None.
-        estimated_psnr: of a plan with a guard: what it estimates this picture's PSNR against the uncached one to be, in
-            dB, the worst of a batch; None without a guard.
-        promised_psnr: what that PSNR is not below, for a share ``guard_level`` of pictures like the calibration's.
-        guard_level: that share.
-        inserted_steps, dropped_steps: the steps that the guard computed beyond the plan, and left out of it.
-        guard_reads: how often the host took what the guard measured from where it had landed.
-        plan: the plan, what it promised, and what was not done as planned, or None.
+        plan: the plan, the quality that it was measured to have, and what was not done as planned, or None.
     """
 
     name: str = ""
@@ -77,12 +70,6 @@ class CacheStats:
     bytes_by_device: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     parallelism_config: Any = None
-    estimated_psnr: float | None = None
-    promised_psnr: float | None = None
-    guard_level: float | None = None
-    inserted_steps: list[int] = field(default_factory=list)
-    dropped_steps: list[int] = field(default_factory=list)
-    guard_reads: int = 0
     plan: PlanOutcome | None = None
 
     @property
@@ -143,19 +130,9 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats.possible_blocks = sum(lane.possible for lane in lanes.values())
     stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
     stats.reason = no_hit_reason(session, lanes.values())
-    if session.guard is not None:
-        _tell_guard(stats, session.guard)
     if options.cache.plan is not None:
         stats.plan = outcome(options.cache, {_label(key, ""): lane for key, lane in lanes.items()})
     return stats
-
-
-def _tell_guard(stats: CacheStats, guard: Guard) -> None:
-    """Enter what the guard of a plan saw and did."""
-    stats.estimated_psnr, stats.promised_psnr = guard.estimated_psnr, guard.promised_psnr
-    stats.guard_level = guard.promise_level
-    stats.inserted_steps, stats.dropped_steps = list(guard.inserted), list(guard.dropped)
-    stats.guard_reads = guard.reads
 
 
 def _tell(stats: CacheStats, prefix: str, policies: list[Any]) -> None:
@@ -228,21 +205,9 @@ def report(stats: CacheStats, *, details: bool = False) -> str:
             lines.append(f"  {label}blocks pruned: {pruned} of {actual} ({ratio:.1%})")
     if stats.plan is not None:
         lines += [f"  {line}" for line in stats.plan.lines()]
-    if stats.estimated_psnr is not None:
-        lines.append(f"  {_guard_line(stats)}")
     if stats.reason:
         lines.append(f"  no step was cached: {stats.reason}")
     return "\n".join(lines)
-
-
-def _guard_line(stats: CacheStats) -> str:
-    """What the guard of a plan has to say of the picture."""
-    promised = ""
-    if stats.promised_psnr is not None and stats.guard_level is not None:
-        promised = f", at least {stats.promised_psnr:.1f} dB for {stats.guard_level:.0%} of pictures"
-    changes = {"inserted": stats.inserted_steps, "dropped": stats.dropped_steps}
-    done = [f"{name} steps {steps}" for name, steps in changes.items() if steps]
-    return f"guard: PSNR about {stats.estimated_psnr:.1f} dB{promised}; {', '.join(done) or 'the plan as it is'}"
 
 
 def _diff_table(label: str, steps: list[int], diffs: dict[str, Any], *, pruned: int | None, details: bool) -> list[str]:

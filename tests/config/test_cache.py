@@ -65,7 +65,6 @@ def test_defaults_are_those_that_the_documentation_promises() -> None:
         "extra_cache_config": None,
         "max_sessions": 64,
         "plan": None,
-        "plan_guard": None,
     }
     assert DBCacheConfig.field_names() == BasicCacheConfig.field_names()
 

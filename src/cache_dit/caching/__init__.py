@@ -44,7 +44,6 @@ from cache_dit.engine.policies.registry import register_policy
 from cache_dit.engine.predictors.base import register_predictor
 from cache_dit.engine.sessions.session import session
 from cache_dit.planning.calibrate import calibrate
-from cache_dit.planning.guard_run import calibrate_guard
 from cache_dit.summary import CacheStats, strify, summary
 
 __all__ = [
@@ -77,7 +76,6 @@ __all__ = [
     "block_range",
     "cache_type",
     "calibrate",
-    "calibrate_guard",
     "disable_cache",
     "enable_cache",
     "get_adapter",

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+GUARD_IS_GONE = (
+    "the guard of plans is gone: plan.promise(level) states, before a picture, what PSNR it reaches with at least this "
+    "probability; select a point with more full steps where that is too little"
+)
+"""What is said to those who ask for `plan_guard`, `calibrate_guard` or `Plan.with_guard`."""
+
+
 def unknown_key(key: str, known: Iterable[str], *, where: str) -> ConfigError:
     """The error for a key that `where` does not know; it names the nearest known key, or all of them.
 
@@ -25,6 +32,8 @@ def unknown_key(key: str, known: Iterable[str], *, where: str) -> ConfigError:
         known: the keys that could have been passed.
         where: what was given the key, as the user would write it, e.g. `"DBCacheConfig"`.
     """
+    if key == "plan_guard":
+        return ConfigError(f"{where}: {key!r} is no option, {GUARD_IS_GONE}")
     known = list(known)
     nearest = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(known))}"

@@ -8,7 +8,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +21,7 @@ from cache_dit.config.base import (
     check_flag,
     check_integer,
     check_number,
+    unknown_key,
 )
 from cache_dit.config.extra import ExtraCacheConfig
 from cache_dit.config.masks import PRESETS, steps_mask
@@ -153,13 +154,6 @@ def _check_plan(name: str, value: Any) -> None:
         raise bad_value(name, value, "a Plan, or the path of its JSON file")
 
 
-def check_share(name: str, value: Any) -> None:
-    """Raise `ConfigError` unless `value` is a share of pictures: a number above 0 and below 1."""
-    check_number(name, value, above=0)
-    if as_number(name, value) >= 1:
-        raise bad_value(name, value, "a share below 1, e.g. 0.9: no finite number of pictures can promise all")
-
-
 def _check_device(name: str, value: Any) -> None:
     if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9_]*(:\d+)?", value):
         raise bad_value(name, value, "a device, e.g. 'cpu' or 'cuda:1'")
@@ -253,8 +247,6 @@ class BasicCacheConfig(SparseConfig):
         plan: a `Plan` with a chosen point, or the path of its JSON file: it says which steps are computed and how the
             others are predicted, and nothing is measured. The options that decide are then left alone, F and B are 0,
             and the policy is `"plan"`. A run that it does not hold for is refused. Copies share it.
-        plan_guard: the share of pictures, above 0 and below 1, for which the plan's guard is to keep its promise, by
-            computing more steps where a picture is hard; None: as the plan says.
 
     Raises:
         ConfigError: a value cannot work; the message says what was seen and what was expected.
@@ -286,7 +278,7 @@ class BasicCacheConfig(SparseConfig):
     extra_cache_config: ExtraCacheConfig | None = field(default=None, kw_only=True)
     max_sessions: int = field(default=64, kw_only=True)
     plan: Any = field(default=None, kw_only=True)
-    plan_guard: float | None = field(default=None, kw_only=True)
+    plan_guard: InitVar[None] = field(default=None, kw_only=True)  # gone, and said so
 
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
         "Fn_compute_blocks": partial(check_integer, minimum=0),
@@ -314,11 +306,15 @@ class BasicCacheConfig(SparseConfig):
         "extra_cache_config": _check_extra,
         "max_sessions": partial(check_integer, minimum=1),
         "plan": _check_plan,
-        "plan_guard": check_share,
     }
     _shared: ClassVar[tuple[str, ...]] = ("policy_calibration", "plan")
     _meaning_of_none: ClassVar[dict[str, Any]] = {"conditioning_diff_threshold": math.inf}
     _own_type: ClassVar[CacheType] = CacheType.DBCache
+
+    def __post_init__(self, plan_guard: None) -> None:
+        if plan_guard is not None:
+            raise unknown_key("plan_guard", (), where=type(self).__name__)
+        super().__post_init__()
 
     def _normalize(self) -> None:
         if self.cache_type is not None:
@@ -400,7 +396,7 @@ class BasicCacheConfig(SparseConfig):
         """A short tag for file names, e.g. `DBCache_F1B0_W2I1M0MC0_R0.5_N6_CFG0`; fields that are None show as `-`.
 
         A policy other than "dbcache" follows the type, a step of forced refresh comes last: `…_CFG0_FR8_once`. With a
-        plan: `DBCache_PLAN12of28_G0.9_CFG0`, with a guard at 0.9.
+        plan: `DBCache_PLAN12of28_CFG0`.
         """
         if self.cache_type is CacheType.NONE:
             return "NONE"
@@ -417,9 +413,8 @@ class BasicCacheConfig(SparseConfig):
     def _plan_tags(self) -> list[str]:
         """The parts of the tag that say which plan is followed."""
         path = self.plan if isinstance(self.plan, (str, os.PathLike)) else ""
-        guard = self.plan_guard or getattr(self.plan, "guard_level", None)
         name = getattr(self.plan, "tag", os.path.splitext(os.path.basename(path))[0])
-        return [_tag(self.cache_type), f"PLAN{name}", *([] if guard is None else [f"G{guard:g}"])]
+        return [_tag(self.cache_type), f"PLAN{name}"]
 
     def _tags(self) -> list[str]:
         """The parts of the tag that every type of cache has."""

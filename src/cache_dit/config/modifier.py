@@ -207,7 +207,7 @@ def _dropped(base: SparseConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
     if "plan" in options:
         return DECIDED_BY_PLAN
     leaves = getattr(base, "plan", None) is not None and options.get("policy", "plan") != "plan"
-    return ("plan", "plan_guard", "policy", "Fn_compute_blocks") if leaves else ()
+    return ("plan", "policy", "Fn_compute_blocks") if leaves else ()
 
 
 def _class_over(base: SparseConfig, options: Mapping[str, Any]) -> type[SparseConfig]:

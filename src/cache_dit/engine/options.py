@@ -15,7 +15,6 @@ from cache_dit.config.extra import ExtraCacheConfig
 from cache_dit.config.modifier import ParamsModifier, effective, overlay
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.forward.chain import Chain
-from cache_dit.engine.plans.guard import Guard, guard_for
 from cache_dit.engine.plans.plan import Conditions, Plan
 from cache_dit.engine.policies.budget import AccumulatingPolicy
 from cache_dit.engine.policies.calibration import PolicyCalibration
@@ -51,22 +50,9 @@ class ChainOptions:
         """The options of the measurement."""
         return self.cache.extra_cache_config or _DEFAULT_EXTRA
 
-    def guard(self) -> Guard | None:
-        """The guard of a new request with these options; None where they ask for none.
-
-        Raises:
-            ConfigError: the plan was not calibrated for it.
-        """
-        plan, level = self.cache.plan, self.cache.plan_guard
-        if plan is None:
-            return None
-        plan = Plan.of(plan)
-        return guard_for(plan if level is None else plan.with_guard(level))
-
     def plans_as(self, other: ChainOptions) -> bool:
-        """Whether both have the same plan, and the same guard."""
-        mine, others = self.cache, other.cache
-        return (mine.plan, mine.plan_guard) == (others.plan, others.plan_guard)
+        """Whether both have the same plan."""
+        return bool(self.cache.plan == other.cache.plan)
 
     def predicts_as(self, other: ChainOptions) -> bool:
         """Whether what was kept by other options serves these too."""
@@ -112,21 +98,17 @@ def _check_device(name: str | None) -> None:
 
 
 def _check_plan(options: ChainOptions, run: Callable[[Plan], Conditions]) -> None:
-    """Raise ``ConfigError`` where a plan is missing, has no chosen point, or holds for something else."""
+    """Raise ``ConfigError`` where a plan has no chosen point, or holds for something else."""
     cache = options.cache
-    if cache.plan is not None:
-        cache.plan = Plan.of(cache.plan)  # read once, and now
-        _ = cache.plan.point
-        if options.calibrator is not None:
-            raise ConfigError(
-                f"calibrator_config and plan exclude each other, the plan {cache.plan.tag} says how steps are "
-                "predicted: leave out calibrator_config"
-            )
-        asked = cache.num_inference_steps
-        cache.plan.check(run(cache.plan), **({} if asked is None else {"num_inference_steps": asked}))
-        options.guard()
-    elif cache.plan_guard is not None:
-        raise ConfigError(f"plan_guard={cache.plan_guard!r} needs a plan to guard: pass plan too, or leave it out")
+    cache.plan = Plan.of(cache.plan)  # read once, and now
+    _ = cache.plan.point
+    if options.calibrator is not None:
+        raise ConfigError(
+            f"calibrator_config and plan exclude each other, the plan {cache.plan.tag} says how steps are "
+            "predicted: leave out calibrator_config"
+        )
+    asked = cache.num_inference_steps
+    cache.plan.check(run(cache.plan), **({} if asked is None else {"num_inference_steps": asked}))
 
 
 def checked(
@@ -154,7 +136,7 @@ def checked(
         )
     _check_device(cache.cache_device)
     chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
-    if cache.plan is not None or cache.plan_guard is not None:
+    if cache.plan is not None:
         _check_plan(options, run or (lambda plan: Conditions(model_class=model_class)))
     if cache.policy_calibration is not None:
         cache.policy_calibration = PolicyCalibration.of(cache.policy_calibration)  # read once, and now

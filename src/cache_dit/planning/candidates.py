@@ -291,6 +291,7 @@ def quality(
         high=high,
         pictures=len(found),
         held_out=held_out,
+        values=tuple(round(float(value), 3) for value in found) if held_out else None,
     )
 
 

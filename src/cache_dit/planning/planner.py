@@ -254,7 +254,6 @@ class _Planner:
             tuple(kept),
             cost=self._cost(forecast, probed),
             note=self._note(len(found) - len(kept)),
-            sensitivities=self._sensitivities(probed),
         )
         number = self.targets.number(self.runs.steps)
         if number is not None:
@@ -299,14 +298,6 @@ class _Planner:
             dtype=facts["dtype"],
             predictors=tuple(rule.name for rule in self.rules),
         )
-
-    def _sensitivities(self, probed: Probed) -> tuple[float, ...] | None:
-        """What a relative error at each step moves, with mean 1: the probes' is that of an error as it stands."""
-        sizes = np.sqrt(np.mean([np.diag(gram) for gram in self.mixed], axis=0))
-        found = np.asarray(probed.sensitivity) * sizes
-        if not found.mean() > 0:
-            return None
-        return tuple(round(float(one), 6) for one in found / found.mean())
 
     def _cost(self, forecast: Forecast, probed: Probed) -> dict[str, Any]:
         return {

@@ -456,22 +456,18 @@ def test_options_that_decide_beside_it_are_refused() -> None:
         cache_dit.enable_cache(tiny_transformer(), DBCacheConfig(plan=plan, num_inference_steps=9))
 
 
-def test_without_a_chosen_point_a_plan_or_what_the_guard_needs_it_is_refused() -> None:
+def test_without_a_chosen_point_or_a_plan_it_is_refused() -> None:
     plan = plan_of()
     open_plan = Plan(plan.conditions, plan.points)
     for config, told in (
         (open_plan, r"no point of the plan is chosen, and there are 1: pass plan.select\(target_psnr=35\)"),
         (DBCacheConfig(policy="plan", Fn_compute_blocks=1), "policy='plan' needs a plan"),
-        (DBCacheConfig(Fn_compute_blocks=1, plan_guard=0.9), "plan_guard=0.9 needs a plan"),
-        (DBCacheConfig(plan=plan, plan_guard=0.9), "guard was never calibrated"),
-        (plan.with_guard(0.9), "guard was never calibrated"),
         ("nowhere.json", "plan='nowhere.json' cannot be read"),
     ):
         with pytest.raises(ConfigError, match=told):
             cache_dit.enable_cache(tiny_transformer(), config)
-    for wrong in (1.0, 0, 2):
-        with pytest.raises(ConfigError, match="plan_guard="):
-            DBCacheConfig(plan=plan, plan_guard=wrong)
+    with pytest.raises(ConfigError, match=r"'plan_guard' is no option, .*plan\.promise\(level\)"):
+        cache_dit.enable_cache(tiny_transformer(), plan, plan_guard=0.9)
     with pytest.raises(ConfigError, match="plan=3 is not valid: expected a Plan"):
         DBCacheConfig(plan=3)
 
@@ -479,16 +475,16 @@ def test_without_a_chosen_point_a_plan_or_what_the_guard_needs_it_is_refused() -
 # -- what happened
 
 
-def test_the_summary_names_the_plan_its_promise_and_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_names_the_plan_its_quality_and_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = cache_dit.enable_cache(tiny_pipeline(), plan_of())
     generate(pipe)
     stats = cache_dit.summary(pipe)[0]
     assert stats.plan is not None
     assert (stats.plan.name, stats.plan.kept, stats.plan.unplanned) == ("3of6", True, {"cond": {}})
-    assert stats.plan.promised is not None
-    assert stats.plan.promised.mean == 40.0
+    assert stats.plan.quality is not None
+    assert stats.plan.quality.mean == 40.0
     assert stats.ideal_speedup == stats.plan.ideal_speedup == 2.0
-    told = "plan 3of6: promised 40.0 dB, 5th percentile 36.0, ideal speed-up 2.00; every step was done as planned"
+    told = "plan 3of6: 40.0 dB, 5th percentile 36.0, ideal speed-up 2.00; every step was done as planned"
     assert told in capsys.readouterr().out
     assert cache_dit.strify(pipe) == "DBCache_PLAN3of6_CFG0_S3"
 

@@ -25,7 +25,6 @@ _OF_THE_WHOLE = (
     "conditioning_diff_threshold",
     "max_sessions",
     "plan",
-    "plan_guard",
 )
 
 

@@ -125,7 +125,6 @@ class TransformerState(Requests):
         call.key = None if call.group is None else call_key(given)
         call.judge = self.similarity
         call.observer = self.observer
-        call.guard = session.guard
         conditions = self.reader.conditions(given)
         seen = session.conditions.setdefault(branch, Conditions())
         if seen.changed(conditions):

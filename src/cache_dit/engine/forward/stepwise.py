@@ -12,9 +12,8 @@ import torch
 from cache_dit.engine.forward.chain import BlockRole, Chain, Layout, untraced
 from cache_dit.engine.forward.run import ChainRun, Run, take_snapshot
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.plans.guard import Guard
 from cache_dit.engine.policies.registry import Action, Probe, StepPolicy
-from cache_dit.engine.state.measure import Landing, Reading, Transformation, read_back, read_numbers, read_relative_l1
+from cache_dit.engine.state.measure import Reading, Transformation, read_back, read_numbers, read_relative_l1
 from cache_dit.engine.state.snapshots import Past
 
 #: A replacement of ``CachedContextManager.similarity``: whether a step may be skipped, and the diff if it tells one.
@@ -38,7 +37,6 @@ class Call:
             sample where their number is given; gives None where none can. None: nobody asks.
         judge: what decides instead of a measurement, with the diff it saw, or None.
         observer: told of every computed step; None: nobody asks.
-        guard: told by how much a computed step would have been missed; None: there is none.
     """
 
     step: int
@@ -52,7 +50,6 @@ class Call:
     jump: Callable[..., torch.Tensor | None] | None = None
     judge: Judge | None = None
     observer: Callable[[Pass, Any], None] | None = None
-    guard: Guard | None = None
 
 
 class BaseLane:
@@ -434,18 +431,8 @@ class LanePass(Pass):
         lane, run = self.lane, self.run
         lane.last_role, lane.had_encoder, lane.traced = run.last_role, run.had_encoder, run.traced
         encoder = None if run.snapshot_encoder is None else self._own(run.snapshot_encoder)
-        if self.call.guard is not None:
-            self._tell(self.call.guard)
         lane.past.keep(self.call, self._own(run.snapshot_hidden), encoder)
         return "shape" if run.misfit else self.why
-
-    def _tell(self, guard: Guard) -> None:
-        """Let the guard know by how much this computed step would have been missed, where any were cached before it."""
-        last = max(self.lane.policy.computed_steps, default=None)
-        if last is not None and guard.wants(self.call.step, last):
-            miss = self.lane.past.miss(self.call, self.run.snapshot_hidden.detach())
-            if miss is not None:
-                guard.note(self.call.step, last, self.call.branch, Landing(miss))
 
     def _own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor to keep beyond this forward: a copy where it lies in a CUDA graph's memory, or may."""

@@ -44,9 +44,6 @@ def adapted(plan: Plan, num_inference_steps: int, sigmas: Sequence[float] | None
         ),
         points=tuple(kept.values()),
         chosen=plan.chosen if plan.chosen in kept else None,
-        guard_level=plan.guard_level if plan.chosen in kept else None,
-        guard=None if plan.guard is None else plan.guard.adapted(old, new),
-        sensitivities=None,
         note=f"{plan.note}; {note}" if plan.note else note,
     )
 
@@ -88,7 +85,7 @@ def _adapted_point(point: PlanPoint, places: Sequence[int], steps: int) -> PlanP
     return replace(
         point,
         branches=branches,
-        predicted=None if quality is None else replace(quality, held_out=False),
+        predicted=None if quality is None else replace(quality, held_out=False, values=None),
         measured=None,
         ideal_speedup=point.ideal_speedup * steps / point.steps,
         measured_speedup=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cache_dit.config.base import bad_value, unknown_key
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, GuardCalibration, Plan, PlanPoint, Quality
+from cache_dit.engine.plans.plan import BranchSchedule, Conditions, Plan, PlanPoint, Quality
 from cache_dit.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _WIDTH = 110
+
+_GONE = ("guard", "guard_level", "sensitivities")
+"""What files of earlier releases have, and nothing reads."""
 
 _Part = TypeVar("_Part")
 
@@ -54,14 +60,15 @@ def from_dict(content: Mapping[str, Any]) -> Plan:
     Raises:
         ConfigError: a field is missing, unknown or cannot work.
     """
+    if "guard" in content:
+        logger.info("cache_dit: the plan's guard is left out, as this release has none: see plan.promise(level)")
     try:
         return _made(
             Plan,
-            content,
+            {name: value for name, value in content.items() if name not in _GONE},
             "plan",
             conditions=lambda value: _made(Conditions, value, "conditions"),
             points=lambda value: tuple(map(_read_point, _sequence("points", value))),
-            guard=lambda value: _made(GuardCalibration, value, "guard"),
         )
     except ConfigError:
         raise

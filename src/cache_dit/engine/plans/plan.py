@@ -9,11 +9,9 @@ import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from cache_dit.config.base import bad_value, check_integer, check_number
-from cache_dit.config.cache import check_share
-from cache_dit.engine.plans.guard import GuardCalibration
+from cache_dit.config.base import GUARD_IS_GONE, as_number, bad_value, check_integer, check_number
 from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.errors import ConfigError
 
@@ -22,7 +20,6 @@ __all__ = [
     "BranchSchedule",
     "Conditions",
     "GapRule",
-    "GuardCalibration",
     "Plan",
     "PlanPoint",
     "Quality",
@@ -54,6 +51,7 @@ class Quality:
         metric: which one it is; PSNR in dB.
         lpips: mean LPIPS, where it was measured.
         held_out: whether they were pictures that the search did not see.
+        values: the metric of each picture, where they are kept; None: they are not.
     """
 
     mean: float
@@ -65,6 +63,7 @@ class Quality:
     metric: str = "psnr"
     lpips: float | None = None
     held_out: bool = False
+    values: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         unit = " dB" if self.metric == "psnr" else f" {self.metric}"
@@ -113,6 +112,30 @@ class PlanPoint:
     def schedule(self, branch: Hashable) -> BranchSchedule | None:
         """The schedule of a branch, or of the branch that a variant (a tuple, its name first) is of; None: unknown."""
         return self.branches.get(branch_name(branch), self.branches.get(ANY_BRANCH))
+
+
+def conformal(scores: Sequence[float], level: float) -> float:
+    """The score that at least a share `level` of further ones does not exceed, on average over sets of scores.
+
+    Split conformal prediction: of n exchangeable scores the ⌈(n + 1) · level⌉-th smallest (Vovk, Gammerman and Shafer,
+    *Algorithmic Learning in a Random World*, 2005; Lei et al., arXiv 1604.04173, section 2.2).
+
+    Raises:
+        ConfigError: the level is not above 0 and below 1, or there are too few scores for it; the message says how many
+            are needed.
+    """
+    check_number("level", level, above=0)
+    if as_number("level", level) >= 1:
+        raise bad_value("level", level, "a share below 1, e.g. 0.9: no finite number of pictures can promise all")
+    count = len(scores)
+    rank = math.ceil((count + 1) * level - 1e-9)
+    if rank > count:
+        needed = math.ceil(level / (1 - level) - 1e-9)
+        raise ConfigError(
+            f"{count} pictures kept apart are too few to promise anything for a share of {level:g}: plan with at least "
+            f"{needed} kept apart (twice as many prompts), or ask for a level of at most {count / (count + 1):.2f}"
+        )
+    return sorted(scores)[rank - 1]
 
 
 def branch_name(branch: Hashable) -> str:
@@ -205,12 +228,8 @@ class Plan:
         conditions: what it holds for; it is refused elsewhere.
         points: one for each number of full steps.
         chosen: the full steps of the one to run; None: none yet, see `select`.
-        guard: what the guard needs; None: there is no guard for it.
         cost: what the planning cost, by name, e.g. `{"runs": 42, "seconds": 61.5}`.
         note: what to know of it, e.g. that it is an estimate.
-        guard_level: the share of pictures that the guard is to keep the promise for; None: no guard.
-        sensitivities: per step, how much an error relative to the blocks' residual moves the picture, up to a factor;
-            None: not known.
         version: the version of the file format.
 
     Raises:
@@ -220,11 +239,8 @@ class Plan:
     conditions: Conditions
     points: tuple[PlanPoint, ...]
     chosen: int | None = None
-    guard: GuardCalibration | None = None
     cost: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
-    guard_level: float | None = None
-    sensitivities: tuple[float, ...] | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -240,14 +256,6 @@ class Plan:
             raise bad_value("masks", lengths, f"one length, of at least {self.conditions.num_inference_steps} steps")
         if self.chosen is not None and self.chosen not in counts:
             raise bad_value("chosen", self.chosen, f"one of the points' full steps: {', '.join(map(str, counts))}")
-        if self.guard_level is not None:
-            check_share("guard_level", self.guard_level)
-        if self.sensitivities is not None:
-            known = tuple(map(float, self.sensitivities))
-            count = self.conditions.num_inference_steps
-            if len(known) != count or not all(0 <= one < math.inf for one in known):
-                raise bad_value("sensitivities", self.sensitivities, f"{count} numbers >= 0, one for each step")
-            object.__setattr__(self, "sensitivities", known)
         object.__setattr__(self, "points", points)
 
     @property
@@ -299,13 +307,33 @@ class Plan:
             raise bad_value(name, value, f"what a point of the plan reaches:\n{self.summary()}")
         return replace(self, chosen=(found[-1] if name == "target_psnr" else found[0]).full_steps)
 
-    def with_guard(self, level: float | None) -> Plan:
-        """The same plan, to be run with the guard at a level such as 0.9, or without (None).
+    def promise(self, level: float = 0.9) -> float:
+        """The PSNR in dB that a further picture of the chosen point reaches with at least this probability.
+
+        By split conformal prediction over the PSNRs of the pictures kept apart when it was planned; see `conformal`.
+        It holds for pictures that are like these: of prompts drawn from where theirs came from. The probability is over
+        both, those kept apart and the further one.
+
+        Args:
+            level: the probability, above 0 and below 1.
 
         Raises:
-            ConfigError: the level is no share of pictures.
+            ConfigError: no point is chosen, it does not know the PSNRs of pictures kept apart, or they are too few for
+                the level; the message says how many are needed.
         """
-        return replace(self, guard_level=level)
+        found = self.point.measured
+        if found is None or not found.held_out or not found.values or found.metric != "psnr":
+            raise ConfigError(
+                f"the plan {self.tag} has no PSNRs of pictures kept apart, so that it promises nothing: plan anew with "
+                "cache_dit.plan(…), which keeps half of four or more prompts apart"
+            )
+        return -conformal([-psnr for psnr in found.values], level)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            told = GUARD_IS_GONE if name == "with_guard" else f"a Plan has no attribute {name!r}"
+            raise AttributeError(told)
 
     def adapt(self, num_inference_steps: int, sigmas: Sequence[float] | None = None) -> Plan:
         """An estimate of the plan for another number of steps: full steps where the noise levels are the same.

@@ -104,11 +104,6 @@ class BranchSchedule:
         object.__setattr__(self, "rules", rules)
 
     @property
-    def highest(self) -> int:
-        """The highest order of all its rules."""
-        return max(rule.order for rule in self.rules)
-
-    @property
     def full(self) -> tuple[int, ...]:
         """The full steps, in order."""
         return tuple(step for step, bit in enumerate(self.mask) if bit)
@@ -135,7 +130,7 @@ class BranchSchedule:
         return tuple(found)
 
     def rule(self, step: int) -> GapRule:
-        """How a step is predicted, or for a full step, how it would be: the rule of the last full step before it."""
+        """How a step is predicted: the rule of the last full step before it."""
         return self._before[step] if step < len(self._before) else self.rules[-1]
 
     @property

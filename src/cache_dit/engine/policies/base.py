@@ -46,8 +46,8 @@ class StepRecord(NamedTuple):
         computed: whether all middle blocks ran.
         diff: the diff that the step was decided by, or None if nothing was measured.
         why: a short reason code. Computed: `off`, `first`, `warmup`, `mask`, `max_cached`, `max_continuous`,
-            `accumulated`, `threshold`, `nonfinite`, `uncalibrated`, `plan`, `guard`, or what the engine gave, e.g.
-            `shape`. Cached: `mask` (a static mask), `hit`, `plan`, or `guard`.
+            `accumulated`, `threshold`, `nonfinite`, `uncalibrated`, `plan`, or what the engine gave, e.g.
+            `shape`. Cached: `mask` (a static mask), `hit`, or `plan`.
         pruned: of a step that is decided block by block, how many of its blocks did not run.
         blocks: how many blocks such a step has.
         block_diffs: the diffs that its blocks were decided by, in the order of the blocks.

@@ -7,22 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_dit.config.cache import BasicCacheConfig
-from cache_dit.engine.plans.guard import Guard
 from cache_dit.engine.plans.plan import UNNAMED, BranchSchedule, Plan, Quality, branch_name
 from cache_dit.engine.policies.base import Action, StepPolicy, StepRecord
-from cache_dit.engine.predictors.base import Predictor, damped
+from cache_dit.engine.predictors.base import Predictor
 from cache_dit.errors import ConfigError
 
 
 class PlanPolicy(StepPolicy):
-    """Follows a plan: the mask of the branch decides, unless the guard overrules it. Nothing is measured to decide.
+    """Follows a plan: the mask of the branch decides, and nothing is measured.
 
     Steps past the end of the mask are computed.
 
     Args:
         config, num_inference_steps, calibration, records, origin, branch: as for `StepPolicy`; the options have the
             plan, with a point chosen.
-        guard: what may overrule it; None: nothing may.
 
     Raises:
         ConfigError: there is no plan, none of its points is chosen, or it does not know the branch.
@@ -39,13 +37,11 @@ class PlanPolicy(StepPolicy):
         records: Iterable[StepRecord] = (),
         origin: int = 0,
         branch: Hashable = None,
-        guard: Guard | None = None,
     ) -> None:
         if config.plan is None:
             raise ConfigError("policy='plan' needs a plan: pass DBCacheConfig(plan=…), a Plan or the path of one")
         self.plan = Plan.of(config.plan)
         self.point = self.plan.point
-        self.guard = guard
         super().__init__(config, num_inference_steps=num_inference_steps, records=records, origin=origin, branch=branch)
         if branch is not None and not self._knows(branch):
             raise unknown_branch(self.plan, branch)
@@ -71,29 +67,19 @@ class PlanPolicy(StepPolicy):
 
         Times are the numbers of steps, so the weights are made for the steps that were in fact computed.
         """
-        schedules = self.point.branches.values()
-        orders = [one.highest if self.guard else one.order for one in schedules]
-        return Predictor("plan", 1 + max(orders), self._weights)
+        return Predictor("plan", 1 + max(one.order for one in self.point.branches.values()), self._weights)
 
     def _weights(self, times: Sequence[float], target: float) -> list[float]:
-        predictor = self.schedule.rule(int(target)).predictor
-        weights = predictor.coefficients(times, target)
-        if self.guard is None:
-            return weights
-        planned = [float(step) for step in self.schedule.full if step < target]
-        return _reined_in(weights, predictor.coefficients(planned, target))
+        return self.schedule.rule(int(target)).predictor.coefficients(times, target)
 
     @property
     def caches(self) -> bool:
         """Whether a step can ever be skipped."""
-        return self.guard is not None or 0 in self.schedule.mask
+        return 0 in self.schedule.mask
 
     def decide(self, step: int) -> Action:
-        """What the plan says, or the guard where it says otherwise."""
-        planned = computes = self._planned(step)
-        if self.guard is not None:
-            computes = self.guard.decide(step, planned)
-        self._why = "plan" if computes is planned else "guard"
+        """What the plan says."""
+        computes, self._why = self._planned(step), "plan"
         if not self._computed:
             computes, self._why = True, "first"
         return Action.COMPUTE if computes else Action.SKIP
@@ -106,16 +92,6 @@ class PlanPolicy(StepPolicy):
     def unplanned(self) -> dict[int, str]:
         """The steps that were not done as planned, with the reason code of each."""
         return {one.step: one.why for one in self.records if one.computed is not self._planned(one.step)}
-
-
-def _reined_in(weights: list[float], planned: Sequence[float]) -> list[float]:
-    """The weights, damped where they lean on older steps more than the planned ones would.
-
-    A step that the guard inserted stands close to the one before it: a line through these two, drawn over the rest of a
-    long gap, multiplies every difference between them.
-    """
-    leaning, allowed = (sum(map(abs, some[:-1])) for some in (weights, planned))
-    return weights if leaning <= allowed else damped(weights, allowed / leaning)
 
 
 def unknown_branch(plan: Plan, branch: Hashable) -> ConfigError:
@@ -133,14 +109,14 @@ class PlanOutcome:
 
     Args:
         name: the plan's, e.g. `12of28`.
-        promised: the quality that it was measured, or else predicted, to have.
+        quality: what it was measured, or else predicted, to have.
         ideal_speedup: block calls without it over block calls with it, as planned.
-        unplanned: by branch, the steps that were not done as planned, with a reason code; `guard`: by the guard.
+        unplanned: by branch, the steps that were not done as planned, with a reason code.
         note: the plan's.
     """
 
     name: str
-    promised: Quality | None
+    quality: Quality | None
     ideal_speedup: float
     unplanned: Mapping[str, Mapping[int, str]]
     note: str = ""
@@ -152,8 +128,7 @@ class PlanOutcome:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        promise = "no promise" if self.promised is None else f"promised {self.promised}"
-        told = [f"plan {self.name}: {promise}, ideal speed-up {self.ideal_speedup:.2f}"]
+        told = [f"plan {self.name}: {self.quality or 'quality unknown'}, ideal speed-up {self.ideal_speedup:.2f}"]
         told += [self.note] if self.note else []
         for branch, steps in self.unplanned.items():
             if steps:
@@ -182,10 +157,9 @@ def outcome(cache: BasicCacheConfig, lanes: Mapping[str, Any]) -> PlanOutcome:
 
 
 def departure(lanes: Mapping[Any, Any]) -> str | None:
-    """What to say of a request that did not follow its plan, other than by the guard; None: it did."""
+    """What to say of a request that did not follow its plan; None: it did."""
     for (branch, _, _), lane in list(lanes.items()):  # at once: other threads may add to them
-        steps = {step: why for step, why in _unplanned(lane).items() if why != "guard"}
-        if steps:
+        if steps := _unplanned(lane):
             done = ", ".join(f"{step} ({why})" for step, why in steps.items())
             return f"the plan was not followed: {branch_name(branch)} computed step {done}"
     return None

@@ -181,7 +181,6 @@ def _sentences(config: BasicCacheConfig, steps: int, count: int, smallest: float
         "off": f"The request is shorter than its warm-up of {warmup} steps plus 2; {shorter}",
         "warmup": f"The warm-up ({warmup} steps) leaves none of the {steps} steps to cache; {shorter}",
         "plan": f"The plan computes {count} of {steps} steps.",
-        "guard": f"The guard computed {count} of {steps} steps that the plan would have cached.",
         "mask": f"steps_computation_mask says 1, or has ended, at {count} of {steps} steps; pass one with zeros.",
         "max_cached": f"max_cached_steps={config.max_cached_steps} allows no cached step.",
         "max_continuous": f"max_continuous_cached_steps={config.max_continuous_cached_steps} allows no cached step.",

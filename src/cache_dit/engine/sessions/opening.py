@@ -67,9 +67,7 @@ def policy_maker(
         return functools.partial(PrunePolicy, cache, num_inference_steps=steps, origin=session.refreshed)
     if cache.plan is not None:
         cache.plan.check(run(cache.plan))
-        return functools.partial(
-            make_policy, cache, num_inference_steps=steps, branch=branch, origin=session.refreshed, guard=session.guard
-        )
+        return functools.partial(make_policy, cache, num_inference_steps=steps, branch=branch, origin=session.refreshed)
     calibration = cache.policy_calibration
     if calibration is not None:
         name = None if scheduler is None else type(scheduler).__name__

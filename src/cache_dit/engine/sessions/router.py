@@ -19,7 +19,6 @@ from cache_dit.engine.forward.chain import Chain, IdleRole
 from cache_dit.engine.forward.observe import ObserverRole, observed_module, observes
 from cache_dit.engine.forward.stepwise import Pass
 from cache_dit.engine.options import ChainOptions, checked
-from cache_dit.engine.plans.guard import Guard
 from cache_dit.engine.plans.plan import Conditions, Plan, branch_name
 from cache_dit.engine.policies.plan import departure
 from cache_dit.engine.sessions.call_reader import CallReader, sigma_of
@@ -72,8 +71,6 @@ class Requests:
         self.direction = 0
         #: Told of every computed step of every lane while it is set: nothing is skipped then.
         self.observer: Callable[[Pass, Any], None] | None = None
-        #: Makes each request's guard while it is set, in place of the one that its plan asks for.
-        self.watching: Callable[[], Guard] | None = None
         #: What servers know as ``_context_manager``, once somebody has asked for it: see ``attach.manager``.
         self.manager: Any = None
         self._single_steps = 0  # requests of one step in a row
@@ -158,15 +155,13 @@ class Requests:
 
     def _opened(self, request: Request) -> Session:
         """A new session for a request."""
-        session = Session(
+        return Session(
             self.options,
             direction=self.direction,
             num_inference_steps=request.steps(self.config.num_inference_steps or _planned_steps(self.options)),
             counts_down=request.counts_down,
             keep=request.keep,
         )
-        session.guard = self.options[0].guard() if self.watching is None else self.watching()
-        return session
 
     def _follow(self, session: Session, request: Request, branch: Hashable) -> None:
         """Let a request go on with the options that its handle was given, if they are others now.
@@ -190,11 +185,11 @@ class Requests:
         """Let a request go on with other options from the step on that is about to begin."""
         if list(options) == session.options:
             return
-        before, steps, guard = session.options, session.num_inference_steps, session.guard
+        before, steps = session.options, session.num_inference_steps
         session.options, session.num_inference_steps = list(options), request.steps(steps or _planned_steps(options))
         try:
             if not options[0].plans_as(before[0]):
-                session.guard, session.guidance_checked = options[0].guard(), False
+                session.guidance_checked = False
             branches = {branch, *(key[0] for key in session.lanes)}
             makers = {
                 (name, index): self.maker_of_policies(session, request, one, name)
@@ -206,7 +201,7 @@ class Requests:
             for module, role in self.observers(options):
                 put_on(module, dressed_observed, role)
         except BaseException:
-            session.options, session.num_inference_steps, session.guard = before, steps, guard
+            session.options, session.num_inference_steps = before, steps
             raise
         for key, lane in list(session.lanes.items()):
             name, _, index = key

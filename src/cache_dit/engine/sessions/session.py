@@ -23,7 +23,6 @@ from cache_dit.engine.forward.chain import Chain
 from cache_dit.engine.forward.conditioning import Conditions
 from cache_dit.engine.forward.stepwise import BaseLane
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.plans.guard import Guard
 from cache_dit.engine.sessions.clock import StepClock
 from cache_dit.errors import ConfigError, SessionError
 
@@ -71,7 +70,6 @@ class Session:
         self.bytes_by_device: dict[str, int] = {}  # of snapshots, at that peak
         self.note: str | None = None
         self.explained = False  # whether the log has said why nothing was cached
-        self.guard: Guard | None = None  # of a plan that has one
         self.known: dict[bool, Any] = {}  # what plans can know of the model, without its weights' digest and with it
         self.guidance_checked = False  # whether the branches are known to be those of the plan
         self.refreshed = 0  # the step at which a hint last let it begin anew
@@ -179,7 +177,7 @@ class Session:
             lane.free()
 
 
-_OF_PLANS = ("plan", "plan_guard", "policy", "Fn_compute_blocks", "Bn_compute_blocks")
+_OF_PLANS = ("plan", "policy", "Fn_compute_blocks", "Bn_compute_blocks")
 _PRUNE_ONLY = frozenset(DBPruneConfig.field_names()) - frozenset(BasicCacheConfig.field_names())
 
 

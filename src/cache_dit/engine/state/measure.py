@@ -181,27 +181,6 @@ class Travelling:
         return self.step, dict(zip(self.blocks, self._ratios.numbers(), strict=True))
 
 
-def relative_miss(missed: torch.Tensor, truth: torch.Tensor, *, samples: int = 1, group: Any = None) -> torch.Tensor:
-    """Σ|missed|² / Σ|truth|² on the tensors' device, one for each sample: nothing is read back.
-
-    Args:
-        missed: the truth less what was predicted.
-        truth: a tensor of the same shape.
-        samples: the length of the first dimension, for one ratio per sample; 1: one for all.
-        group: over whose ranks the sums are taken, or None.
-    """
-    wide = torch.float32 if truth.device.type == "mps" else torch.float64
-    packed = torch.stack([_squares(missed, samples), _squares(truth, samples)]).to(wide)
-    if group is not None:
-        torch.distributed.all_reduce(packed, group=group)
-    return packed[0] / packed[1]
-
-
-def _squares(tensor: torch.Tensor, samples: int) -> torch.Tensor:
-    norms: torch.Tensor = torch.linalg.vector_norm(tensor.reshape(samples, -1), dim=1, dtype=_wide_sum(tensor))
-    return norms * norms
-
-
 def _wide_sum(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 

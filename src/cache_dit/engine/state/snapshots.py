@@ -11,7 +11,6 @@ from cache_dit.engine.forward.run import Prediction
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.predictors.base import Predictor
 from cache_dit.engine.state.history import History
-from cache_dit.engine.state.measure import relative_miss
 
 if TYPE_CHECKING:
     from cache_dit.engine.forward.stepwise import Call
@@ -61,26 +60,6 @@ class Past:
                 other = weights(self.encoder_predictor, encoder, time)
         hidden = Prediction(self.hidden, found, summed=summed)
         return hidden, Prediction(encoder, other, summed=summed) if encoder.times else None
-
-    def miss(self, call: Call, hidden: torch.Tensor) -> torch.Tensor | None:
-        """By how much the prediction that would have been used for a computed step misses it, for the guard.
-
-        Args:
-            call: the step's call.
-            hidden: its snapshot of H, not yet kept.
-
-        Returns:
-            Σ|F − F̂|² / Σ|F|² on the snapshot's device, one for each sample of the batch where these lie along the first
-            dimension, else one for all; None where there is nothing to predict from, or it does not fit.
-        """
-        unit, time = self._time(call)
-        times = self.hidden.times
-        if not times or unit != self.unit or time <= times[-1] or not self.hidden.fits(hidden):
-            return None
-        found = weights(self.hidden_predictor, self.hidden, time)
-        missed = self.hidden.predict([-weight for weight in found], hidden)
-        samples = call.batch if hidden.shape[0] == call.batch else 1
-        return relative_miss(missed, hidden, samples=samples, group=call.group)
 
     def _time(self, call: Call) -> tuple[str, float]:
         """A step's place, and on which coordinate: its number where the one asked for is not known."""
