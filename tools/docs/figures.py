@@ -9,10 +9,10 @@ import argparse
 import json
 from typing import Any
 
-from tools.docs.report import DOCS, FIGURES, filled, load
+from tools.docs.report import DOCS, FIGURES, PAGES, filled, load
 from tools.docs.studies import PREDICTORS, STUDIES
 
-MEASUREMENTS = ("baseline", *STUDIES, "predictors")
+MEASUREMENTS = ("baseline", *STUDIES, "predictors", "settings")
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     if not arguments.draw:
         measure(arguments.names or MEASUREMENTS, arguments.predictors)
     draw_all()
-    for page in DOCS.rglob("*.md"):
+    for page in PAGES:
         page.write_text(filled(page), encoding="utf-8")
 
 
@@ -41,6 +41,8 @@ def measure(names: Any, predictor_names: list[str]) -> None:
             data = measuring.baseline(bench)
         elif name == "predictors":
             data = measuring.predictors(bench, predictor_names)
+        elif name == "settings":
+            data = measuring.settings_compared(bench)
         else:
             data = measuring.study(bench, name)
         path = FIGURES / f"{name}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,11 +23,13 @@ from tools.docs.studies import (
     PROMPTS,
     SCALES,
     SEED,
+    SETTINGS_STEPS,
     STEPS,
     STUDIES,
     Case,
     every,
     planned,
+    settings,
 )
 
 Data = dict[str, Any]
@@ -125,6 +128,37 @@ def baseline(bench: Bench) -> Data:
         "fewer_steps": {scale: [_fewer(bench, scale, steps) for steps in FEWER_STEPS] for scale in SCALES},
         "residual_changes": [round(change, 4) for change in changes],
     }
+
+
+def settings_compared(bench: Bench, rounds: int = 5) -> Data:
+    """The README's settings beside no cache and fewer steps: processor time in turns, on one thread; quality; state."""
+    torch.set_num_threads(1)
+    uncached = "no cache"
+    fewer = f"no cache, {SETTINGS_STEPS} steps"
+    cases = {case.label: case for case in settings()}
+    seconds: dict[str, list[float]] = {label: [] for label in (uncached, fewer, *cases)}
+    for _ in range(rounds):
+        for prompt in PROMPTS:
+            for label, spent in seconds.items():
+                spent.append(_seconds(bench, prompt, cases.get(label), SETTINGS_STEPS if label == fewer else STEPS))
+    pairs = zip(PROMPTS, bench.reference("guided"), strict=True)
+    values = [psnr(picture, bench.picture(prompt, "guided", SETTINGS_STEPS)) for prompt, picture in pairs]
+    found = {label: bench.case(case, "guided") for label, case in cases.items()}
+    found[fewer] = {"psnr": round(statistics.median(values), 2), "worst_psnr": round(min(values), 2), "peak_bytes": 0}
+    times = {label: round(statistics.median(spent), 4) for label, spent in seconds.items()}
+    return {"conditions": conditions(), "seconds": times, "cases": found}
+
+
+def _seconds(bench: Bench, prompt: str, case: Case | None, steps: int) -> float:
+    """The processor time of a picture, prompt to pixels."""
+    cache_dit.disable_cache(bench.pipe)
+    if case is not None:
+        cache_dit.enable_cache(bench.pipe, case.cache, case.calibrator)
+    start = time.process_time()
+    bench.picture(prompt, "guided", steps)
+    spent = time.process_time() - start
+    cache_dit.disable_cache(bench.pipe)
+    return spent
 
 
 def _fewer(bench: Bench, scale: str, steps: int) -> Data:

@@ -11,6 +11,8 @@ from typing import Any
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = DOCS / "figures"
+#: Where figures may have places: the documentation, and the README.
+PAGES = (*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md")
 
 _PLACE = re.compile(r"(?P<begin><!-- figure: (?P<name>\w+) -->\n).*?(?P<end><!-- end of figure -->)", re.DOTALL)
 
@@ -52,7 +54,9 @@ def _source(name: str) -> str:
 
     if name in STUDIES:
         return name
-    return "predictors" if name in PREDICTORS or name == "comparison" else "baseline"
+    if name in PREDICTORS or name == "comparison":
+        return "predictors"
+    return name if name == "settings" else "baseline"
 
 
 def figure(name: str, folder: Path) -> str:
@@ -66,6 +70,8 @@ def figure(name: str, folder: Path) -> str:
 
     source = _source(name)
     data = load(source)
+    if name == "settings":
+        return settings_table(data)
     if name in STUDIES:
         alt, text = STUDIES[name].alt, study_text(name)
     elif name in PREDICTORS:
@@ -149,6 +155,18 @@ def change_text(baseline: dict[str, Any]) -> str:
         "on an uncached run of the first prompt with guidance: "
         f"between {min(changes) * 100:.0f} and {max(changes) * 100:.0f} %."
     )
+
+
+def settings_table(data: dict[str, Any]) -> str:
+    """The README's table: settings beside no cache and fewer steps."""
+    whole = data["seconds"]["no cache"]
+    rows = []
+    for label, seconds in data["seconds"].items():
+        case = data["cases"].get(label)
+        psnr = f"{case['psnr']:.1f} dB | {case['worst_psnr']:.1f} dB" if case else "— | —"
+        state = f"{case['peak_bytes'] / 1024:.0f} KiB" if case else "0 KiB"
+        rows.append([label, f"{seconds:.2f} s", f"{whole / seconds:.2f}×", *psnr.split(" | "), state])
+    return _markdown(["setting", "time", "speed-up", "PSNR", "worst", "memory"], rows)
 
 
 _OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {

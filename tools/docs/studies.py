@@ -9,6 +9,7 @@ from typing import Any
 
 import cache_dit
 from cache_dit import CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig, steps_mask
+from cache_dit.demo.plans import demo_plan
 
 STEPS = 28
 SEED = 0
@@ -201,3 +202,19 @@ PREDICTORS: dict[str, PredictorCase] = {
 PREDICTOR_GAPS = (2, 3, 4, 5)
 #: That of the mask at whose cached steps the errors of single predictions are measured.
 ERRORS_GAP = 4
+
+
+#: How many of the steps the README's settings compute, and fewer steps take.
+SETTINGS_STEPS = 12
+
+
+def settings() -> list[Case]:
+    """The three settings of the README: a plan, an even mask, a threshold."""
+    plan = DBCacheConfig(plan=demo_plan(STEPS).select(full_steps=SETTINGS_STEPS))
+    mask = steps_mask(total_steps=STEPS, mask_policy="even", full_steps=SETTINGS_STEPS, warmup=1)
+    even = DBCacheConfig(Fn_compute_blocks=0, steps_computation_mask=mask, steps_computation_policy="static")
+    return [
+        Case(f"plan, {SETTINGS_STEPS} of {STEPS} steps", plan),
+        Case(f"even mask, {SETTINGS_STEPS} of {STEPS} steps", even, TaylorSeerCalibratorConfig(damping=0.5)),
+        threshold(0.1, calibrator=TaylorSeerCalibratorConfig(), label="threshold 0.1"),
+    ]
