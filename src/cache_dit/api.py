@@ -16,8 +16,7 @@ from cache_dit.config.loading import refuse_unbuilt
 from cache_dit.config.modifier import ParamsModifier, check_classes, flat_options, overlay, refresh_options
 from cache_dit.config.parallelism import ParallelismConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
-from cache_dit.engine.adapters.normalize import as_list
-from cache_dit.engine.adapters.targets import Target
+from cache_dit.engine.adapters.normalize import Target, as_list
 from cache_dit.engine.attach.build import build_state, reconfigured
 from cache_dit.engine.attach.pipeline import PipelineState, cached_pipeline
 from cache_dit.engine.attach.transformer import TransformerState

@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from cache_dit.config import DBCacheConfig
+from cache_dit.engine.policies.base import Action, StepPolicy, StepRecord
 from cache_dit.engine.policies.calibration import PolicyCalibration
-from cache_dit.engine.policies.registry import Action, StepPolicy, StepRecord, make_policy
+from cache_dit.engine.policies.registry import make_policy
 
 LOW = 0.01  # a diff below the default threshold of 0.08
 

@@ -13,7 +13,8 @@ import torch
 
 import cache_dit
 from cache_dit.demo.fidelity import Pixels, psnr
-from cache_dit.engine.predictors.base import Predictor, make_predictor
+from cache_dit.engine.predictors.base import Predictor
+from cache_dit.engine.predictors.registry import make_predictor
 from cache_dit.summary import strify_options
 from tools.docs.studies import (
     ERRORS_GAP,

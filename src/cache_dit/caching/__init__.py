@@ -41,7 +41,7 @@ from cache_dit.engine.adapters.pattern import ForwardPattern
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.policies.calibration import PolicyCalibration
 from cache_dit.engine.policies.registry import register_policy
-from cache_dit.engine.predictors.base import register_predictor
+from cache_dit.engine.predictors.registry import register_predictor
 from cache_dit.engine.sessions.session import session
 from cache_dit.planning.calibrate import calibrate
 from cache_dit.summary import CacheStats, strify, summary

@@ -16,10 +16,12 @@ from cache_dit.config.modifier import ParamsModifier, effective, overlay
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.forward.chain import Chain
 from cache_dit.engine.plans.plan import Conditions, Plan
+from cache_dit.engine.policies.base import Probe
 from cache_dit.engine.policies.budget import AccumulatingPolicy
 from cache_dit.engine.policies.calibration import PolicyCalibration
-from cache_dit.engine.policies.registry import Probe, make_policy
-from cache_dit.engine.predictors.base import Predictor, make_predictor
+from cache_dit.engine.policies.registry import make_policy
+from cache_dit.engine.predictors.base import Predictor
+from cache_dit.engine.predictors.registry import make_predictor
 from cache_dit.engine.state.history import History
 from cache_dit.errors import ConfigError
 

@@ -11,7 +11,8 @@ import torch
 
 from cache_dit.engine.adapters import registry
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
-from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, CallRules, ForwardPattern, Join
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, ForwardPattern, Join
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.errors import ConfigError
 from cache_dit.models.presets import DEFAULT, Preset
 

@@ -28,7 +28,7 @@ from cache_dit import (
 from cache_dit.caching.cache_contexts import PrunedContextManager
 from cache_dit.config import ExtraCacheConfig, HermiteCalibratorConfig, NewtonCalibratorConfig
 from cache_dit.engine.forward import blockwise_pass as prune_pass
-from cache_dit.engine.predictors.base import make_predictor
+from cache_dit.engine.predictors.registry import make_predictor
 from cache_dit.engine.state import measure
 from cache_dit.engine.state.snapshots import Past
 from cache_dit.engine.subclass import state_of

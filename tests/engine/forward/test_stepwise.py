@@ -22,7 +22,7 @@ from cache_dit import (
     TaylorSeerCalibratorConfig,
     UnsupportedModelError,
 )
-from cache_dit.engine.adapters.pattern import CallRules
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.subclass import state_of
 from tests.kit.toys import (
     FORMS,

@@ -17,7 +17,7 @@ from cache_dit import ConfigError, DBCacheConfig, DBPruneConfig, ParamsModifier,
 from cache_dit.demo import load_pipeline
 from cache_dit.engine.forward import stepwise as lane
 from cache_dit.engine.plans.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint, Quality
-from cache_dit.engine.predictors.base import taylor
+from cache_dit.engine.predictors.polynomial import taylor
 from cache_dit.engine.sessions import call_reader as calls
 from cache_dit.engine.sessions.model_facts import parameter_dtype, schedule_facts, weights_digest
 from cache_dit.engine.state import history, measure

@@ -16,17 +16,12 @@ from hypothesis import strategies as st
 from cache_dit.config import DBCacheConfig
 from cache_dit.config.extra import ExtraCacheConfig
 from cache_dit.config.masks import steps_mask
+from cache_dit.engine.policies import reasons
 from cache_dit.engine.policies import registry as policy_module
-from cache_dit.engine.policies.registry import (
-    Action,
-    DBCachePolicy,
-    Probe,
-    StepPolicy,
-    make_policy,
-    refusal,
-    register_policy,
-    why_no_hit,
-)
+from cache_dit.engine.policies.base import Action, Probe, StepPolicy
+from cache_dit.engine.policies.dbcache import DBCachePolicy
+from cache_dit.engine.policies.reasons import refusal, why_no_hit
+from cache_dit.engine.policies.registry import make_policy, register_policy
 from cache_dit.errors import ConfigError
 from tests.kit.policy_runs import DIFFS, LOW, OPTIONS, POLICIES, asked_for, line, run, step_once, trace
 
@@ -301,7 +296,7 @@ def test_the_threshold_that_was_compared_is_the_one_that_is_named() -> None:
     assert why_no_hit(policy.records, config) == sentence
 
 
-@pytest.mark.parametrize("code", policy_module._REFUSALS)
+@pytest.mark.parametrize("code", reasons._REFUSALS)
 def test_what_rules_out_every_hit_is_told_however_seldom_it_was_recorded(code: str) -> None:
     config = DBCacheConfig(max_warmup_steps=1)
     policy = DBCachePolicy(config)
@@ -468,10 +463,8 @@ def test_policies_load_neither_torch_nor_numpy() -> None:
     code = """
 import importlib.util, pathlib, sys, types
 root = pathlib.Path(importlib.util.find_spec("cache_dit").origin).parent
-for name, path in (("cache_dit", root), ("cache_dit.caching", root / "caching")):
-    package = types.ModuleType(name)  # in place of the package itself, which loads torch
-    package.__path__ = [str(path)]
-    sys.modules[name] = package
+package = sys.modules["cache_dit"] = types.ModuleType("cache_dit")  # in place of the package, which loads torch
+package.__path__ = [str(root)]
 import cache_dit.engine.policies.registry, cache_dit.engine.policies.prune
 assert not {"torch", "numpy", "diffusers"} & set(sys.modules), sorted(sys.modules)
 """

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_dit.config.prune import DBPruneConfig
+from cache_dit.engine.policies.base import Action
 from cache_dit.engine.policies.prune import PrunePolicy
-from cache_dit.engine.policies.registry import Action
 from tests.kit.policy_runs import LOW, OPTIONS, line
 
 BLOCKS = 6

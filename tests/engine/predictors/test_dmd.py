@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_dit.engine.predictors.base import dmd, taylor
+from cache_dit.engine.predictors.dmd import dmd
+from cache_dit.engine.predictors.polynomial import taylor
 from cache_dit.errors import ConfigError
 
 SEEDS = st.integers(0, 2**32 - 1)

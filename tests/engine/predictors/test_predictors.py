@@ -17,17 +17,13 @@ from cache_dit.config.calibrator import (
     HermiteCalibratorConfig,
     NewtonCalibratorConfig,
 )
-from cache_dit.engine.predictors import base as predictors
-from cache_dit.engine.predictors.base import (
-    Predictor,
-    dmd,
-    foca,
-    hermite,
-    make_predictor,
-    register_predictor,
-    reuse,
-    taylor,
-)
+from cache_dit.engine.predictors import registry as predictors
+from cache_dit.engine.predictors.base import Predictor, reuse
+from cache_dit.engine.predictors.dmd import dmd
+from cache_dit.engine.predictors.foca import foca
+from cache_dit.engine.predictors.hermite import hermite
+from cache_dit.engine.predictors.polynomial import taylor
+from cache_dit.engine.predictors.registry import make_predictor, register_predictor
 from cache_dit.errors import ConfigError
 
 ORDERS = range(5)

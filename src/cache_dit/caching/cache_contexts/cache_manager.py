@@ -14,17 +14,17 @@ from cache_dit.config.base import as_number, bad_value
 from cache_dit.config.cache import CacheType
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.attach import manager as hook
-from cache_dit.engine.forward.shards import parallel_group
 from cache_dit.engine.sessions.session import current_request, thread_request
 from cache_dit.engine.state.measure import read_relative_l1
 from cache_dit.errors import ConfigError, SessionError
+from cache_dit.platforms.groups import parallel_group
 from cache_dit.summary import branches, chain_stats
 
 if TYPE_CHECKING:
     from cache_dit.engine.attach.transformer import TransformerState
     from cache_dit.engine.forward.stepwise import BaseLane, Judge
     from cache_dit.engine.options import ChainOptions
-    from cache_dit.engine.policies.registry import StepRecord
+    from cache_dit.engine.policies.base import StepRecord
     from cache_dit.engine.sessions.session import Session
 
 #: Decides whether a step is like an earlier one: ``similarity(t1, t2, *, threshold, parallelized, prefix)``.

@@ -11,8 +11,21 @@ from typing import Any
 import torch
 
 from cache_dit.config.modifier import ParamsModifier
-from cache_dit.engine.adapters.normalize import as_list, flatten, listed_blocks, nested_depth, per_transformer, spread
-from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, JOINS, CallRules, ForwardPattern, Join
+from cache_dit.engine.adapters.normalize import (
+    BlockList,
+    ChainSpec,
+    Target,
+    as_list,
+    block_io,
+    flatten,
+    listed_blocks,
+    names_by_identity,
+    nested_depth,
+    per_transformer,
+    spread,
+)
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, JOINS, ForwardPattern, Join
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.adapters.search import (
     BLOCK_PREFIXES,
     find_blocks,
@@ -20,10 +33,9 @@ from cache_dit.engine.adapters.search import (
     matches_pattern,
     pattern_by_signature,
 )
-from cache_dit.engine.adapters.targets import BlockList, ChainSpec, Target, block_io
-from cache_dit.engine.forward.shards import parallel_group
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import CacheDitError, ConfigError
+from cache_dit.platforms.groups import parallel_group
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +149,7 @@ class BlockAdapter:
         if self.auto:
             self._find_blocks()
         if self.blocks is not None and self.blocks_name is None and self.transformer is not None:
-            self.blocks_name = _names_by_identity(self)
+            self.blocks_name = names_by_identity(as_list(self.transformer), self.blocks)
 
     def _find_blocks(self) -> None:
         if isinstance(self.transformer, list):
@@ -279,7 +291,7 @@ class BlockAdapter:
             missing = [n for n in ("transformer", "blocks", "forward_pattern") if getattr(adapter, n) is None]
             raise ConfigError(f"BlockAdapter lacks {', '.join(missing)}: pass it, or auto=True to find the blocks")
         if adapter.blocks_name is None:
-            adapter.blocks_name = _names_by_identity(adapter)
+            adapter.blocks_name = names_by_identity(as_list(adapter.transformer), adapter.blocks)
         transformers = as_list(adapter.transformer)
         blocks = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
         adapter.transformer, adapter.blocks = transformers, blocks
@@ -387,26 +399,3 @@ class BlockAdapter:
         if self.check_forward_pattern is not None:
             return self.check_forward_pattern
         return type(transformer).__module__.startswith("diffusers")
-
-
-def _names_by_identity(adapter: BlockAdapter) -> list[list[str]]:
-    """The attribute names of an adapter's block lists."""
-    transformers = as_list(adapter.transformer)
-    lists = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
-    return [
-        [_name_of(transformer, blocks, index) for index, blocks in enumerate(of_transformer)]
-        for transformer, of_transformer in zip(transformers, lists, strict=True)
-    ]
-
-
-def _name_of(transformer: torch.nn.Module, blocks: Any, index: int) -> str:
-    modules = dict(transformer.named_modules())
-    first = next(iter(blocks), None)
-    exact = [name for name, module in modules.items() if module is blocks]
-    holding = [name for name, module in modules.items() if name and any(child is first for child in module.children())]
-    for name in exact + holding:
-        return str(name)
-    raise ConfigError(
-        f"block list {index} is no attribute of {type(transformer).__name__} and its first block is in none of its "
-        f"lists: pass blocks_name, or the transformer that the blocks belong to"
-    )

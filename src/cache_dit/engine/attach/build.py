@@ -8,8 +8,8 @@ from typing import Any
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import effective
-from cache_dit.engine.adapters.pattern import CallRules
-from cache_dit.engine.adapters.targets import ChainSpec, Target, block_io
+from cache_dit.engine.adapters.normalize import ChainSpec, Target, block_io
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.chain import Chain, IdleRole
 from cache_dit.engine.options import ChainOptions

@@ -15,13 +15,14 @@ from cache_dit.engine.forward.chain import untraced
 from cache_dit.engine.forward.conditioning import Conditions
 from cache_dit.engine.forward.run import Run
 from cache_dit.engine.forward.samplewise import RowsRun
-from cache_dit.engine.forward.shards import call_key, parallel_group
+from cache_dit.engine.forward.shards import call_key
 from cache_dit.engine.forward.stepwise import BaseLane, Call, Judge, Pass
 from cache_dit.engine.sessions.call_reader import needs_grad, shallow
 from cache_dit.engine.sessions.opening import lane_class, layout_now
 from cache_dit.engine.sessions.router import Place, Requests
 from cache_dit.engine.sessions.session import Request, Session, current_request, thread_request
 from cache_dit.errors import ConfigError
+from cache_dit.platforms.groups import parallel_group
 
 
 @dataclass

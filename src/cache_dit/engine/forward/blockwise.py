@@ -16,8 +16,8 @@ from cache_dit.engine.forward.blockwise_pass import JUMP, PrunePass
 from cache_dit.engine.forward.chain import Chain, Layout, Zone
 from cache_dit.engine.forward.stepwise import BaseLane, Call, Pass
 from cache_dit.engine.options import ChainOptions
+from cache_dit.engine.policies.base import Action
 from cache_dit.engine.policies.prune import PrunePolicy
-from cache_dit.engine.policies.registry import Action
 from cache_dit.engine.state.measure import Travelling, exceeds, read_numbers
 from cache_dit.engine.state.snapshots import Past
 

@@ -24,7 +24,7 @@ import torch
 from cache_dit.engine.forward.chain import BlockRole, Chain, Layout, untraced
 from cache_dit.engine.forward.run import Prediction, Run, difference
 from cache_dit.engine.forward.stepwise import Call, Pass
-from cache_dit.engine.policies.registry import Action
+from cache_dit.engine.policies.base import Action
 from cache_dit.engine.state.history import alike
 from cache_dit.engine.state.measure import Travelling, read_relative_l1, relative_l1_sums
 

@@ -8,7 +8,8 @@ from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.forward.chain import Chain
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.policies.registry import Probe, make_policy
+from cache_dit.engine.policies.base import Probe
+from cache_dit.engine.policies.registry import make_policy
 from cache_dit.errors import ConfigError
 
 _NAMES = ("attn1", "attn", "self_attn", "attention", "self_attention")

@@ -16,7 +16,7 @@ import torch
 
 from cache_dit.engine.adapters.pattern import Form
 from cache_dit.engine.forward.chain import BlockRole, Chain, Layout, Zone
-from cache_dit.engine.policies.registry import Probe
+from cache_dit.engine.policies.base import Probe
 from cache_dit.engine.state.history import History, alike
 
 

@@ -18,7 +18,7 @@ from cache_dit.engine.forward.chain import BlockRole, Chain, Layout, untraced
 from cache_dit.engine.forward.run import ChainRun, Prediction, Run, take_snapshot
 from cache_dit.engine.forward.stepwise import BaseLane, Call, Pass
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.policies.registry import Action, StepPolicy
+from cache_dit.engine.policies.base import Action, StepPolicy
 from cache_dit.engine.state.measure import Reading, exceeds, read_numbers, read_relative_l1
 from cache_dit.engine.state.snapshots import Past
 

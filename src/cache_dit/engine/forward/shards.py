@@ -17,13 +17,6 @@ _SPLIT = "cp_input---"
 _GATHER = "cp_output---"
 
 
-def parallel_group(module: Any) -> Any:
-    """The process group over which a transformer's tokens are spread, or None."""
-    config = getattr(getattr(module, "_parallel_config", None), "context_parallel_config", None)
-    mesh = getattr(config, "_flattened_mesh", None)
-    return None if mesh is None else mesh.get_group()
-
-
 def call_key(given: Mapping[str, Any]) -> Hashable:
     """The shapes and dtypes of a call's tensors, which are whole on every rank: the same key everywhere.
 

@@ -12,7 +12,7 @@ import torch
 from cache_dit.engine.forward.chain import BlockRole, Chain, Layout, untraced
 from cache_dit.engine.forward.run import ChainRun, Run, take_snapshot
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.policies.registry import Action, Probe, StepPolicy
+from cache_dit.engine.policies.base import Action, Probe, StepPolicy
 from cache_dit.engine.state.measure import Reading, Transformation, read_back, read_numbers, read_relative_l1
 from cache_dit.engine.state.snapshots import Past
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from cache_dit.config.base import bad_value, check_integer, check_number
-from cache_dit.engine.predictors.base import Predictor, taylor
+from cache_dit.engine.predictors.base import Predictor
+from cache_dit.engine.predictors.polynomial import taylor
 
 _RULE = re.compile(r"taylor(\d+)(?:\*([0-9.eE+-]+))?")
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cache_dit.config.base import as_number
 from cache_dit.config.cache import BasicCacheConfig
-
-if TYPE_CHECKING:
-    from cache_dit.engine.predictors.base import Predictor
+from cache_dit.engine.predictors.base import Predictor
 
 
 class Action(enum.Enum):

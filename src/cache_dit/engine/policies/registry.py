@@ -1,60 +1,16 @@
-"""When to compute: the policies by name, DBCache's among them, and why a run had no hit."""
+"""The policies by name: when to compute."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from cache_dit.config.base import as_number, bad_value, check_registration, unknown_key
+from cache_dit.config.base import bad_value, check_registration, unknown_key
 from cache_dit.config.cache import BasicCacheConfig
-from cache_dit.engine.policies.base import Action, Probe, StepPolicy, StepRecord, StepRules, warmup_steps
+from cache_dit.engine.policies.base import StepPolicy
 from cache_dit.engine.policies.budget import EasyCachePolicy, MagCachePolicy, TeaCachePolicy
+from cache_dit.engine.policies.dbcache import DBCachePolicy
 from cache_dit.engine.policies.plan import PlanPolicy
-
-__all__ = [
-    "Action",
-    "DBCachePolicy",
-    "EasyCachePolicy",
-    "MagCachePolicy",
-    "PlanPolicy",
-    "Probe",
-    "StepPolicy",
-    "StepRecord",
-    "StepRules",
-    "TeaCachePolicy",
-    "make_policy",
-    "refusal",
-    "register_policy",
-    "warmup_steps",
-    "why_no_hit",
-]
-
-
-class DBCachePolicy(StepPolicy):
-    """The decisions of DBCache: the residual of the first blocks tells.
-
-    A step is skipped if its relL1 against the last computed step is below `residual_diff_threshold`. A threshold of 1
-    or more skips without measuring, unless the accumulated diff is limited. With a positive
-    `l1_hidden_states_diff_threshold` that is the threshold, and the first blocks' output is compared, not what they
-    add to their input.
-    """
-
-    def prepare(self, calibration: Any, *, num_inference_steps: int | None) -> None:
-        """Choose what is measured, and the threshold for it."""
-        name = "l1_hidden_states_diff_threshold"
-        value = getattr(self.config.extra_cache_config, name, None)
-        threshold = 0.0 if value is None else as_number(name, value)
-        if threshold > 0:
-            self.probe, self.threshold = Probe.STATE, threshold
-        if self.threshold >= 1 and self._max_accumulated == math.inf:
-            self.probe = None
-
-    def refusal(self, diff: float) -> str | None:
-        """`threshold` where the diff is not below it, and the threshold below 1."""
-        return None if self.threshold >= 1 else super().refusal(diff)
-
 
 PolicyFactory = Callable[..., StepPolicy]
 
@@ -99,100 +55,3 @@ register_policy(name="teacache", factory=TeaCachePolicy)
 register_policy(name="magcache", factory=MagCachePolicy)
 register_policy(name="easycache", factory=EasyCachePolicy)
 register_policy(name="plan", factory=PlanPolicy)
-
-_REFUSALS = {
-    "last_block_not_called": "On a skipped step the last middle block was not called, so every step is computed.",
-    "shape_changes_inside": "The blocks change their input's shape, so nothing can be predicted for them.",
-    "gathers_inside": "A block that could be skipped gathers tokens from other devices, so every step is computed.",
-    "no_middle": "Fn_compute_blocks={config.Fn_compute_blocks} and Bn_compute_blocks={config.Bn_compute_blocks} "
-    "leave no block to skip; pass smaller ones.",
-    "not_batch_first": "decision='sample' needs the samples along the first dimension of the hidden states; pass "
-    "decision='mean'.",
-    "prefetched": "This diffusers loads an offloaded group only from the one before it, which a cached step skips; "
-    "update diffusers to 0.37 or later, or apply group offloading with use_stream=False.",
-    "offload_groups": "DBPrune skips single blocks, and offloading loads several at once; apply group offloading with "
-    "num_blocks_per_group=1.",
-    "observed": "The run was watched to calibrate by, so every step was computed.",
-    "second_cache": "Beside this cache a cache of diffusers is on as well, and works alone; call "
-    "transformer.disable_cache().",
-    "gradients": "While gradients are enabled every step is computed; run under torch.no_grad() or "
-    "torch.inference_mode().",
-    "not_called": "The model never called its blocks (it may call block.forward, which cannot be intercepted).",
-}
-"""The engine's codes for what rules out every hit, and the sentence for each; the first that occurs is told."""
-
-
-def refusal(code: str, config: BasicCacheConfig) -> str | None:
-    """The sentence for an engine's code that rules out every hit, e.g. `"no_middle"`; None: the code is no such one."""
-    return _REFUSALS[code].format(config=config) if code in _REFUSALS else None
-
-
-def why_no_hit(records: Sequence[StepRecord], config: BasicCacheConfig) -> str | None:
-    """Why no step of a finished request was cached, in one sentence for people.
-
-    Args:
-        records: what happened to the steps of one branch and chain.
-        config: the options that its policy had.
-
-    Returns:
-        What ruled out every hit, else the most frequent reason with its figures and what to pass instead; None if a
-        step was cached or none was run.
-    """
-    if not records or not all(record.computed for record in records):
-        return None
-    seen = {record.why for record in records}
-    if ruled_out := next((code for code in _REFUSALS if code in seen), None):
-        return refusal(ruled_out, config)
-    reasons = Counter(record.why for record in records if record.why not in ("first", "warmup"))
-    why, count = reasons.most_common(1)[0] if reasons else ("warmup", len(records))
-    if why == "threshold":
-        return _above_threshold(records, config)
-    return _sentences(config, len(records), count, _smallest(records)).get(
-        why, f"{count} of {len(records)} steps were computed for the reason {why!r}."
-    )
-
-
-def _smallest(records: Sequence[StepRecord]) -> float:
-    return min((r.diff for r in records if r.diff is not None and math.isfinite(r.diff)), default=math.nan)
-
-
-def _above_threshold(records: Sequence[StepRecord], config: BasicCacheConfig) -> str:
-    name, value = "residual_diff_threshold", config.residual_diff_threshold
-    l1 = getattr(config.extra_cache_config, "l1_hidden_states_diff_threshold", None)
-    if config.policy == "dbcache" and l1 is not None and as_number("l1_hidden_states_diff_threshold", l1) > 0:
-        name, value = "l1_hidden_states_diff_threshold", l1
-    threshold = as_number(name, value)
-    if threshold <= 0:
-        return f"{name}={threshold:g} caches nothing; pass a value above 0."
-    if math.isnan(smallest := _smallest(records)):
-        return f"{name}={threshold:g} is used up by the first step that could be cached; pass a larger one."
-    if config.policy == "teacache":
-        return (
-            f"{name}={threshold:g} is not above what the smallest diff seen, {smallest:.3g}, costs after rescaling; "
-            "pass a larger one."
-        )
-    return f"{name}={threshold:g} is not above the smallest diff seen, {smallest:.3g}; pass a larger one."
-
-
-def _sentences(config: BasicCacheConfig, steps: int, count: int, smallest: float) -> dict[str, str]:
-    warmup = warmup_steps(config)
-    shorter = "pass a smaller max_warmup_steps."
-    return {
-        "off": f"The request is shorter than its warm-up of {warmup} steps plus 2; {shorter}",
-        "warmup": f"The warm-up ({warmup} steps) leaves none of the {steps} steps to cache; {shorter}",
-        "plan": f"The plan computes {count} of {steps} steps.",
-        "mask": f"steps_computation_mask says 1, or has ended, at {count} of {steps} steps; pass one with zeros.",
-        "max_cached": f"max_cached_steps={config.max_cached_steps} allows no cached step.",
-        "max_continuous": f"max_continuous_cached_steps={config.max_continuous_cached_steps} allows no cached step.",
-        "accumulated": f"The smallest diff seen, {smallest:.3g}, is above max_accumulated_residual_diff_threshold="
-        f"{config.max_accumulated_residual_diff_threshold}.",
-        "nonfinite": f"The diff was NaN or infinite in {count} of {steps} steps.",
-        "uncalibrated": f"The policy_calibration ended before {count} of {steps} steps; make one with as many steps.",
-        "shape": f"The shape, dtype or device of the hidden states changed before {count} of {steps} steps.",
-        "conditioning": f"What the pipeline conditions on changed before {count} of {steps} steps; if it may change a "
-        f"little at each, pass a larger conditioning_diff_threshold than {config.conditioning_diff_threshold}.",
-        "required": f"The model needs all of its blocks in {count} of {steps} steps.",
-        "refreshed": f"The cache was refreshed before {count} of {steps} steps, and a refreshed cache is empty.",
-        "no_snapshot": f"Nothing was kept to predict {count} of {steps} steps from.",
-        "not_measured": f"The diff could not be measured in {count} of {steps} steps.",
-    }

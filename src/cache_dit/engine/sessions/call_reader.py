@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cache_dit.engine.adapters.pattern import CallRules, argument_names
+from cache_dit.engine.adapters.pattern import argument_names
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.forward.conditioning import conditions_of
 from cache_dit.engine.state.measure import read_back
 

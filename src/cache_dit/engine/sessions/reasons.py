@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cache_dit.engine.forward.stepwise import BaseLane
-from cache_dit.engine.policies.registry import refusal, why_no_hit
+from cache_dit.engine.policies.reasons import refusal, why_no_hit
 from cache_dit.engine.sessions.session import Session
 
 

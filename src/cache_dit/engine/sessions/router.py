@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cache_dit.engine.adapters.pattern import CallRules
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.attach.wrappers import observed_module as dressed_observed
 from cache_dit.engine.forward.chain import Chain, IdleRole
 from cache_dit.engine.forward.observe import ObserverRole, observed_module, observes

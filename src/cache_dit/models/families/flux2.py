@@ -1,6 +1,7 @@
 """FLUX.2: double-stream blocks, then single-stream blocks over text and image tokens in one sequence."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.presets import SERVING, Preset
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 

@@ -1,6 +1,7 @@
 """Latte: blocks over the tokens of a frame and blocks over the frames of a token take turns."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 LATTE = register_model(

@@ -1,6 +1,7 @@
 """LTX-Video, and LTX-2, whose blocks return video and audio; calls that guide by other blocks are other branches."""
 
-from cache_dit.engine.adapters.pattern import HIDDEN, CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import HIDDEN, ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 LTX = register_model(

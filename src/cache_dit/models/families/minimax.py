@@ -1,6 +1,7 @@
 """MiniMax H3, blocks over video, audio and text in one sequence, and MiniMax Music 3, whose timesteps rise."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 MINIMAX_H3 = register_model(

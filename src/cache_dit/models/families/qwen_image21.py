@@ -1,6 +1,7 @@
 """Qwen-Image 2.1: one list over text and image tokens in one sequence; later steps may run the target's alone."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 QWEN_IMAGE_21 = register_model(

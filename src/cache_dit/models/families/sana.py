@@ -1,6 +1,7 @@
 """Sana for images and videos, and Sana-WM, whose refiner keeps keys and values in calls that are no step."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 SANA = register_model(

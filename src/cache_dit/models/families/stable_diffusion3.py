@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5: double-stream blocks, the last of which returns no text stream."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 STABLE_DIFFUSION_3 = register_model(

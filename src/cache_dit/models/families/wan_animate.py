@@ -1,6 +1,7 @@
 """Wan-Animate: Wan's blocks with attention to a face between them; the second reads a reference's keys and values."""
 
-from cache_dit.engine.adapters.pattern import CallRules, ForwardPattern
+from cache_dit.engine.adapters.pattern import ForwardPattern
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.models.record import Blocks, ModelRecord, register_model
 
 WAN_ANIMATE = register_model(

@@ -19,7 +19,8 @@ from cache_dit.config.calibrator import (
     NewtonCalibratorConfig,
     TaylorSeerCalibratorConfig,
 )
-from cache_dit.engine.predictors.base import Predictor, make_predictor
+from cache_dit.engine.predictors.base import Predictor
+from cache_dit.engine.predictors.registry import make_predictor
 from cache_dit.engine.state.history import History
 from cache_dit.engine.state.snapshots import weights
 from cache_dit.errors import SessionError

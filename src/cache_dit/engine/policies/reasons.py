@@ -1,0 +1,108 @@
+"""Why a run had no hit, in sentences for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from cache_dit.config.base import as_number
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.engine.policies.base import StepRecord, warmup_steps
+
+_REFUSALS = {
+    "last_block_not_called": "On a skipped step the last middle block was not called, so every step is computed.",
+    "shape_changes_inside": "The blocks change their input's shape, so nothing can be predicted for them.",
+    "gathers_inside": "A block that could be skipped gathers tokens from other devices, so every step is computed.",
+    "no_middle": "Fn_compute_blocks={config.Fn_compute_blocks} and Bn_compute_blocks={config.Bn_compute_blocks} "
+    "leave no block to skip; pass smaller ones.",
+    "not_batch_first": "decision='sample' needs the samples along the first dimension of the hidden states; pass "
+    "decision='mean'.",
+    "prefetched": "This diffusers loads an offloaded group only from the one before it, which a cached step skips; "
+    "update diffusers to 0.37 or later, or apply group offloading with use_stream=False.",
+    "offload_groups": "DBPrune skips single blocks, and offloading loads several at once; apply group offloading with "
+    "num_blocks_per_group=1.",
+    "observed": "The run was watched to calibrate by, so every step was computed.",
+    "second_cache": "Beside this cache a cache of diffusers is on as well, and works alone; call "
+    "transformer.disable_cache().",
+    "gradients": "While gradients are enabled every step is computed; run under torch.no_grad() or "
+    "torch.inference_mode().",
+    "not_called": "The model never called its blocks (it may call block.forward, which cannot be intercepted).",
+}
+"""The engine's codes for what rules out every hit, and the sentence for each; the first that occurs is told."""
+
+
+def refusal(code: str, config: BasicCacheConfig) -> str | None:
+    """The sentence for an engine's code that rules out every hit, e.g. `"no_middle"`; None: the code is no such one."""
+    return _REFUSALS[code].format(config=config) if code in _REFUSALS else None
+
+
+def why_no_hit(records: Sequence[StepRecord], config: BasicCacheConfig) -> str | None:
+    """Why no step of a finished request was cached, in one sentence for people.
+
+    Args:
+        records: what happened to the steps of one branch and chain.
+        config: the options that its policy had.
+
+    Returns:
+        What ruled out every hit, else the most frequent reason with its figures and what to pass instead; None if a
+        step was cached or none was run.
+    """
+    if not records or not all(record.computed for record in records):
+        return None
+    seen = {record.why for record in records}
+    if ruled_out := next((code for code in _REFUSALS if code in seen), None):
+        return refusal(ruled_out, config)
+    reasons = Counter(record.why for record in records if record.why not in ("first", "warmup"))
+    why, count = reasons.most_common(1)[0] if reasons else ("warmup", len(records))
+    if why == "threshold":
+        return _above_threshold(records, config)
+    return _sentences(config, len(records), count, _smallest(records)).get(
+        why, f"{count} of {len(records)} steps were computed for the reason {why!r}."
+    )
+
+
+def _smallest(records: Sequence[StepRecord]) -> float:
+    return min((r.diff for r in records if r.diff is not None and math.isfinite(r.diff)), default=math.nan)
+
+
+def _above_threshold(records: Sequence[StepRecord], config: BasicCacheConfig) -> str:
+    name, value = "residual_diff_threshold", config.residual_diff_threshold
+    l1 = getattr(config.extra_cache_config, "l1_hidden_states_diff_threshold", None)
+    if config.policy == "dbcache" and l1 is not None and as_number("l1_hidden_states_diff_threshold", l1) > 0:
+        name, value = "l1_hidden_states_diff_threshold", l1
+    threshold = as_number(name, value)
+    if threshold <= 0:
+        return f"{name}={threshold:g} caches nothing; pass a value above 0."
+    if math.isnan(smallest := _smallest(records)):
+        return f"{name}={threshold:g} is used up by the first step that could be cached; pass a larger one."
+    if config.policy == "teacache":
+        return (
+            f"{name}={threshold:g} is not above what the smallest diff seen, {smallest:.3g}, costs after rescaling; "
+            "pass a larger one."
+        )
+    return f"{name}={threshold:g} is not above the smallest diff seen, {smallest:.3g}; pass a larger one."
+
+
+def _sentences(config: BasicCacheConfig, steps: int, count: int, smallest: float) -> dict[str, str]:
+    warmup = warmup_steps(config)
+    shorter = "pass a smaller max_warmup_steps."
+    return {
+        "off": f"The request is shorter than its warm-up of {warmup} steps plus 2; {shorter}",
+        "warmup": f"The warm-up ({warmup} steps) leaves none of the {steps} steps to cache; {shorter}",
+        "plan": f"The plan computes {count} of {steps} steps.",
+        "mask": f"steps_computation_mask says 1, or has ended, at {count} of {steps} steps; pass one with zeros.",
+        "max_cached": f"max_cached_steps={config.max_cached_steps} allows no cached step.",
+        "max_continuous": f"max_continuous_cached_steps={config.max_continuous_cached_steps} allows no cached step.",
+        "accumulated": f"The smallest diff seen, {smallest:.3g}, is above max_accumulated_residual_diff_threshold="
+        f"{config.max_accumulated_residual_diff_threshold}.",
+        "nonfinite": f"The diff was NaN or infinite in {count} of {steps} steps.",
+        "uncalibrated": f"The policy_calibration ended before {count} of {steps} steps; make one with as many steps.",
+        "shape": f"The shape, dtype or device of the hidden states changed before {count} of {steps} steps.",
+        "conditioning": f"What the pipeline conditions on changed before {count} of {steps} steps; if it may change a "
+        f"little at each, pass a larger conditioning_diff_threshold than {config.conditioning_diff_threshold}.",
+        "required": f"The model needs all of its blocks in {count} of {steps} steps.",
+        "refreshed": f"The cache was refreshed before {count} of {steps} steps, and a refreshed cache is empty.",
+        "no_snapshot": f"Nothing was kept to predict {count} of {steps} steps from.",
+        "not_measured": f"The diff could not be measured in {count} of {steps} steps.",
+    }
