@@ -17,7 +17,7 @@ from cache_dit.errors import ConfigError
 
 FORMAT = 1
 
-#: Packages that a bench may measure with; those of `cache_dit.platforms.machine` come on top.
+#: Packages that a bench may measure with; those of `cache_dit.report.machine` come on top.
 _PACKAGES = ("numpy", "pillow", "scikit-image", "torchmetrics", "lpips")
 
 #: What makes measurements of two runs one: rows of another machine are not added to a file.
@@ -76,7 +76,7 @@ class Results:
         Raises:
             ConfigError: what is there was measured otherwise or cannot be read, or nothing can be written there.
         """
-        from cache_dit.platforms.machine import describe_machine
+        from cache_dit.report.machine import describe_machine
 
         path = Path(path)
         machine = describe_machine(device).as_dict()

@@ -105,9 +105,10 @@ def test_the_package_says_that_it_is_typed():
     assert Path(cache_dit.__file__).with_name("py.typed").is_file()
 
 
-def test_import_asks_for_torch_and_diffusers_alone():
+def test_a_cache_asks_for_torch_and_diffusers_alone():
     # What diffusers imports for its own sake (PIL, yaml by way of huggingface_hub) is not counted: only import
-    # statements that stand in this package and run while it is imported.
+    # statements that stand in this package and run while its names are imported. Planning computes with numpy, and
+    # `cache_dit.caching`, where PatchFunctor is, has it too.
     seen = json.loads(
         run_python(
             """
@@ -122,10 +123,14 @@ def test_import_asks_for_torch_and_diffusers_alone():
 
             builtins.__import__ = noting_import
             import cache_dit
+            for name in cache_dit.__all__:
+                if name not in ("PatchFunctor", "calibrate", "plan"):
+                    getattr(cache_dit, name)
             print(json.dumps(sorted(seen - sys.stdlib_module_names)))
             """
         )
     )
+    assert "torch" in seen
     assert set(seen) <= {"cache_dit", "torch", "diffusers"}
 
 
@@ -145,7 +150,13 @@ def test_import_works_without_what_only_some_features_need():
     assert output.strip() == "[]"
 
 
-def test_import_leaves_the_model_library_unread():
+def test_what_puts_a_cache_on_leaves_the_model_library_unread():
     # `from diffusers import DiffusionPipeline` or `ModelMixin` reads transformers, and doubles the time of an import.
-    output = run_python("import sys, cache_dit; print('transformers' in sys.modules)")
+    output = run_python("import sys, cache_dit; cache_dit.enable_cache; print('transformers' in sys.modules)")
     assert output.strip() == "False"
+
+
+def test_the_citation_names_this_version():
+    named = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named is not None
+    assert named[1] == cache_dit.__version__

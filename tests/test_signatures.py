@@ -105,6 +105,10 @@ def test_an_enum_has_the_members_that_it_had_there(name: str):
     assert {member.name: as_data(member.value) for member in found(name)} == REFERENCE[name]["members"]
 
 
-@pytest.mark.parametrize("name", of_kind("constant"))
+#: Constants that say which version this is.
+OURS = ("cache_dit.version_tuple",)
+
+
+@pytest.mark.parametrize("name", [name for name in of_kind("constant") if name not in OURS])
 def test_a_constant_has_the_value_that_it_had_there(name: str):
     assert as_data(found(name)) == REFERENCE[name]["value"]

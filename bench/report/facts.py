@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.report.section import Section
 from bench.results import Results
-from cache_dit.platforms.machine import Machine
+from cache_dit.report.machine import Machine
 
 
 def title(section: Section, results: Results | None) -> str:

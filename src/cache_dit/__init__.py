@@ -1,83 +1,109 @@
-"""cache_dit: a cache for Diffusion Transformers, put on with one line: ``cache_dit.enable_cache(pipe)``."""
+"""cache_dit: a cache for Diffusion Transformers, put on with one line: ``cache_dit.enable_cache(pipe)``.
 
-import importlib as _importlib
+``import cache_dit`` is light: what a name needs, torch and diffusers among it, is imported when the name is asked for.
+"""
+
 from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
 
-import cache_dit.compat as _compat  # noqa: F401
-from cache_dit.caching import (
-    BlockAdapter,
-    CacheStats,
-    ForwardPattern,
-    Inspection,
-    PatchFunctor,
-    Plan,
-    PolicyCalibration,
-    calibrate,
-    disable_cache,
-    enable_cache,
-    get_adapter,
-    inspect,
-    refresh_context,
-    register_policy,
-    register_predictor,
-    session,
-    steps_mask,
-    strify,
-    summary,
-    supported_pipelines,
-)
-from cache_dit.config import (
-    BasicCacheConfig,
-    CacheType,
-    CalibratorConfig,
-    DBCacheConfig,
-    DBPruneConfig,
-    DMDCalibratorConfig,
-    ExtraCacheConfig,
-    FoCaCalibratorConfig,
-    HermiteCalibratorConfig,
-    NewtonCalibratorConfig,
-    ParallelismBackend,
-    ParallelismConfig,
-    ParamsModifier,
-    TaylorSeerCalibratorConfig,
-    block_range,
-    cache_type,
-    load_cache_config,
-    load_configs,
-    load_options,
-    load_parallelism_config,
-)
-from cache_dit.config.base import GUARD_IS_GONE as _GUARD_IS_GONE
-from cache_dit.errors import (
-    CacheDitError,
-    ConfigError,
-    MissingDependencyError,
-    MissingModelError,
-    PatternMismatchError,
-    SessionError,
-    UnsupportedModelError,
-)
-from cache_dit.logger import init_logger
-from cache_dit.models import preset, supported_matrix
-from cache_dit.utils import disable_print
+import cache_dit.compat as _compat  # noqa: F401 - what old import paths need, light
+from cache_dit.lazy import lazy_names as _lazy_names
 
-__version__ = "1.2.0"
-version_tuple = (1, 2, 0)
+__version__ = "2.0.0.dev0"
+version_tuple = (2, 0, 0, "dev0")
+REFERENCE_API = "1.2.0"
+"""The version of the package cache-dit of which this one has the public names, with their arguments."""
 
-NONE = CacheType.NONE
-DBCache = CacheType.DBCache
-DBPrune = CacheType.DBPrune
-Pattern_0 = ForwardPattern.Pattern_0
-Pattern_1 = ForwardPattern.Pattern_1
-Pattern_2 = ForwardPattern.Pattern_2
-Pattern_3 = ForwardPattern.Pattern_3
-Pattern_4 = ForwardPattern.Pattern_4
-Pattern_5 = ForwardPattern.Pattern_5
+if _TYPE_CHECKING:
+    from cache_dit.api import disable_cache, enable_cache, get_adapter, refresh_context, supported_pipelines
+    from cache_dit.caching.patch_functors import PatchFunctor
+    from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig, block_range, cache_type
+    from cache_dit.config.calibrator import (
+        CalibratorConfig,
+        DMDCalibratorConfig,
+        FoCaCalibratorConfig,
+        HermiteCalibratorConfig,
+        NewtonCalibratorConfig,
+        TaylorSeerCalibratorConfig,
+    )
+    from cache_dit.config.extra import ExtraCacheConfig
+    from cache_dit.config.loading import load_cache_config, load_configs, load_options, load_parallelism_config
+    from cache_dit.config.masks import steps_mask
+    from cache_dit.config.modifier import ParamsModifier
+    from cache_dit.config.parallelism import ParallelismBackend, ParallelismConfig
+    from cache_dit.config.prune import DBPruneConfig
+    from cache_dit.engine.adapters.block_adapter import BlockAdapter
+    from cache_dit.engine.adapters.inspect import Inspection, inspect
+    from cache_dit.engine.adapters.pattern import ForwardPattern
+    from cache_dit.engine.plans.plan import Plan
+    from cache_dit.engine.policies.calibration import PolicyCalibration
+    from cache_dit.engine.policies.registry import register_policy
+    from cache_dit.engine.predictors.registry import register_predictor
+    from cache_dit.engine.sessions.session import session
+    from cache_dit.errors import (
+        CacheDitError,
+        ConfigError,
+        MissingDependencyError,
+        MissingModelError,
+        PatternMismatchError,
+        SessionError,
+        UnsupportedModelError,
+    )
+    from cache_dit.logger import init_logger
+    from cache_dit.models.catalog import preset, supported_matrix
+    from cache_dit.planning.calibrate import calibrate
+    from cache_dit.planning.planner import plan
+    from cache_dit.summary import CacheStats, strify, summary
+    from cache_dit.utils import disable_print
+
+    NONE, DBCache, DBPrune = CacheType.NONE, CacheType.DBCache, CacheType.DBPrune
+    Pattern_0, Pattern_1, Pattern_2 = ForwardPattern.Pattern_0, ForwardPattern.Pattern_1, ForwardPattern.Pattern_2
+    Pattern_3, Pattern_4, Pattern_5 = ForwardPattern.Pattern_3, ForwardPattern.Pattern_4, ForwardPattern.Pattern_5
+else:
+    __getattr__, __dir__ = _lazy_names(
+        __name__,
+        {
+            "api": ("disable_cache", "enable_cache", "get_adapter", "refresh_context", "supported_pipelines"),
+            "caching.patch_functors": ("PatchFunctor",),
+            "config.cache": ("BasicCacheConfig", "CacheType", "DBCacheConfig", "block_range", "cache_type"),
+            "config.cache:CacheType": ("NONE", "DBCache", "DBPrune"),
+            "config.calibrator": (
+                *("CalibratorConfig", "DMDCalibratorConfig", "FoCaCalibratorConfig", "HermiteCalibratorConfig"),
+                *("NewtonCalibratorConfig", "TaylorSeerCalibratorConfig"),
+            ),
+            "config.extra": ("ExtraCacheConfig",),
+            "config.loading": ("load_cache_config", "load_configs", "load_options", "load_parallelism_config"),
+            "config.masks": ("steps_mask",),
+            "config.modifier": ("ParamsModifier",),
+            "config.parallelism": ("ParallelismBackend", "ParallelismConfig"),
+            "config.prune": ("DBPruneConfig",),
+            "engine.adapters.block_adapter": ("BlockAdapter",),
+            "engine.adapters.inspect": ("Inspection", "inspect"),
+            "engine.adapters.pattern": ("ForwardPattern",),
+            "engine.adapters.pattern:ForwardPattern": tuple(f"Pattern_{number}" for number in range(6)),
+            "engine.plans.plan": ("Plan",),
+            "engine.policies.calibration": ("PolicyCalibration",),
+            "engine.policies.registry": ("register_policy",),
+            "engine.predictors.registry": ("register_predictor",),
+            "engine.sessions.session": ("session",),
+            "errors": (
+                *("CacheDitError", "ConfigError", "MissingDependencyError", "MissingModelError"),
+                *("PatternMismatchError", "SessionError", "UnsupportedModelError"),
+            ),
+            "logger": ("init_logger",),
+            "models.catalog": ("preset", "supported_matrix"),
+            "planning.calibrate": ("calibrate",),
+            "planning.planner": ("plan",),
+            "summary": ("CacheStats", "strify"),
+            "utils": ("disable_print",),
+        },
+        # `summary` is a module that can be called: `cache_dit.summary(pipe)`
+        modules=("caching", "config", "demo", "engine", "errors", "logger", "metrics", "models", "planning", "summary"),
+        gone={"calibrate_guard": "config.base:GUARD_IS_GONE"},
+    )
 
 __all__ = [
     "NONE",
+    "REFERENCE_API",
     "BasicCacheConfig",
     "BlockAdapter",
     "CacheDitError",
@@ -141,18 +167,3 @@ __all__ = [
     "supported_pipelines",
     "version_tuple",
 ]
-
-if _TYPE_CHECKING:
-    from cache_dit.planning import plan
-
-_LAZY = ("demo", "metrics")  # subpackages that need more than torch and diffusers: imported when they are asked for
-
-
-def __getattr__(name: str) -> _Any:
-    if name in _LAZY:
-        return _importlib.import_module(f"{__name__}.{name}")
-    if name == "plan":  # likewise
-        return _importlib.import_module(f"{__name__}.planning").plan
-    if name == "calibrate_guard":
-        raise AttributeError(_GUARD_IS_GONE)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

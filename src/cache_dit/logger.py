@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 from cache_dit.errors import ConfigError
 
 _FORMAT = logging.Formatter("%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s", "%m-%d %H:%M:%S")
@@ -66,6 +64,8 @@ def logging_rank_0(logger: logging.Logger, msg: str, level: int = logging.INFO) 
         msg: the message.
         level: its level, as in ``logging``.
     """
+    import torch
+
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:
         logger.log(level, msg, stacklevel=2)

@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cache_dit.api import cached_transformers
+from cache_dit.callable_module import make_callable
 from cache_dit.config.cache import CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
@@ -90,8 +92,6 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         One entry per chain of blocks, then (except for an adapter) one per transformer, which repeats its last
         chain's; one empty entry where no cache is on.
     """
-    from cache_dit.api import cached_transformers
-
     if isinstance(adapter_or_others, FakeDiffusionPipeline):
         raise ConfigError("a FakeDiffusionPipeline holds no statistics: pass the adapter or the transformer")
     chains: list[CacheStats] = []
@@ -275,3 +275,6 @@ def strify(adapter_or_others: Any) -> str:
     if isinstance(adapter_or_others, CacheStats):
         return strify_stats(adapter_or_others)
     return strify_stats(summary(adapter_or_others, logging=False)[-1])
+
+
+make_callable(__name__, summary)  # `cache_dit.summary` is this module, and is called as its function

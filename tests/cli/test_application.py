@@ -9,7 +9,7 @@ import pytest
 
 import cache_dit
 from cache_dit.cli import main
-from cache_dit.cli.application import all_commands
+from cache_dit.cli.application import COMMANDS
 from cache_dit.cli.arguments import Command
 
 
@@ -57,9 +57,7 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(
 
 
 def test_a_failure_gets_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(
-        "cache_dit.cli.application.all_commands", lambda: [_command(cache_dit.MissingModelError("no\nmodel"))]
-    )
+    monkeypatch.setattr("cache_dit.cli.application.COMMANDS", [_command(cache_dit.MissingModelError("no\nmodel"))])
     assert main(["fail"]) == 1
     assert capsys.readouterr().err == "cache-dit fail: error: no model\n"
 
@@ -67,20 +65,20 @@ def test_a_failure_gets_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch, c
 def test_an_interruption_gets_one_line_and_the_shells_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("cache_dit.cli.application.all_commands", lambda: [_command(KeyboardInterrupt())])
+    monkeypatch.setattr("cache_dit.cli.application.COMMANDS", [_command(KeyboardInterrupt())])
     assert main(["fail"]) == 130
     assert capsys.readouterr().err == "cache-dit fail: interrupted\n"
 
 
 def test_a_programming_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cache_dit.cli.application.all_commands", lambda: [_command(ValueError("a bug"))])
+    monkeypatch.setattr("cache_dit.cli.application.COMMANDS", [_command(ValueError("a bug"))])
     with pytest.raises(ValueError, match="a bug"):
         main(["fail"])
 
 
 def test_every_file_in_commands_is_a_subcommand():
     folder = Path(cache_dit.__file__).parent / "cli" / "commands"
-    assert {command.name for command in all_commands()} == {file.stem for file in folder.glob("[!_]*.py")}
+    assert {command.name for command in COMMANDS} == {file.stem for file in folder.glob("[!_]*.py")}
 
 
 def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]):
@@ -88,7 +86,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert all(command.name in printed and command.help in printed for command in all_commands())
+    assert all(command.name in printed and command.help in printed for command in COMMANDS)
 
 
 def test_the_installed_script_tells_its_version():

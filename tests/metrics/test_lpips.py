@@ -6,14 +6,15 @@ import torch
 from torch.nn import functional as F
 
 from cache_dit.errors import ConfigError, MissingModelError
-from cache_dit.metrics import compute_lpips, compute_video_lpips, networks
+from cache_dit.metrics import compute_lpips, compute_video_lpips
 from cache_dit.metrics.lpips import Lpips, load_heads
+from cache_dit.metrics.networks import files
 
 from .media import picture, save, save_folder, save_video, shifted
 from .weights import isolate, random_trunk
 
 # Found before a test can put the caches elsewhere.
-REAL = {name: networks.own_folder() / network.files[0] for name, network in networks.LPIPS.items()}
+REAL = {name: files.own_folder() / network.files[0] for name, network in files.LPIPS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def alex(tmp_path_factory):
 
 def plain(true, test, weights):
     """AlexNet's LPIPS written down from the paper, one layer after the other."""
-    state = networks.load_tensors(weights)
+    state = files.load_tensors(weights)
     distance = 0.0
     features = []
     for pixels in (true, test):
@@ -94,7 +95,7 @@ def noisy():
 )
 def test_the_published_networks_give_what_the_authors_package_gives(network, with_noise, moved, unlike):
     if not REAL[network].is_file():
-        pytest.skip(networks.LPIPS_FETCH)
+        pytest.skip(files.LPIPS_FETCH)
     measure = Lpips(network, REAL[network], "cpu")
     noise, noisier = noisy()
     values = [measure(noise, noisier), measure(smooth(), np.roll(smooth(), 5, axis=1)), measure(noise, smooth())]
@@ -118,7 +119,7 @@ def test_floating_pictures_are_taken_as_the_same_ones_in_bytes_and_two_sizes_are
 
 
 def test_torchvisions_file_is_taken_with_the_layers_that_are_not_needed(alex, tmp_path):
-    state = {**networks.load_tensors(alex), "classifier.1.weight": torch.zeros(3, 3)}
+    state = {**files.load_tensors(alex), "classifier.1.weight": torch.zeros(3, 3)}
     torch.save(state, tmp_path / "alexnet-owt-7be5be79.pth")
     true, test = picture(0, 40, 40), picture(1, 40, 40)
     assert Lpips("alex", tmp_path, "cpu")(true, test) == Lpips("alex", alex, "cpu")(true, test)

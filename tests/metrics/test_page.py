@@ -39,9 +39,9 @@ def test_the_commands_of_the_guide_print_what_it_says(
 
 
 def test_the_guide_names_every_flag_and_variable() -> None:
-    from cache_dit.metrics import networks
+    from cache_dit.metrics.networks.files import NETWORKS
 
-    for network in networks.NETWORKS:
+    for network in NETWORKS:
         assert f"`{network.variable}`" in text(PAGE)
     for flag in ("-i1", "-i2", "-p", "-v1", "-v2", "-d", "-r", "-rp", "-vd", "-rv", "--perf-log", "--json", "--csv"):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text(PAGE)), flag

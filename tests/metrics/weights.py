@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cache_dit.metrics import lpips, networks
+from cache_dit.metrics.networks import files, lpips
 
 
 def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """No environment variable names weights, and every cache is below `folder`."""
-    for network in networks.NETWORKS:
+    for network in files.NETWORKS:
         monkeypatch.delenv(network.variable, raising=False)
     monkeypatch.setenv("HOME", str(folder / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
@@ -30,7 +30,7 @@ def by_name(shape: torch.Size, name: str) -> Tensor:
 
 def random_trunk(path: Path, network: str = "alex") -> Path:
     """A file like the one that `fetch` writes, with other numbers, scaled so that nothing dies out."""
-    features = lpips._features(network)
+    features = lpips.features(network)
     state = {}
     for name, tensor in features.state_dict().items():
         scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.1
@@ -42,7 +42,7 @@ def random_trunk(path: Path, network: str = "alex") -> Path:
 
 def random_inception(path: Path) -> Path:
     """A file like the published one, with other numbers."""
-    from cache_dit.metrics.inception import InceptionV3
+    from cache_dit.metrics.networks.inception import InceptionV3
 
     with torch.device("meta"):
         shapes = InceptionV3().state_dict()

@@ -1,4 +1,4 @@
-"""Finds the subcommands, reads the arguments, runs one."""
+"""The subcommands: reads the arguments, runs one. Its module is imported then, and not before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,36 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from cache_dit import __version__
-from cache_dit.cli import commands
 from cache_dit.cli.arguments import Command, Parser, UsageError
 from cache_dit.errors import CacheDitError
+
+
+def _command(name: str, text: str, *, passes_on: bool = False) -> Command:
+    """The subcommand whose ``add_arguments`` and ``run`` are in the module of its name in ``commands``."""
+
+    def module() -> Any:
+        return importlib.import_module(f"cache_dit.cli.commands.{name}")
+
+    return Command(
+        name,
+        text,
+        add_arguments=lambda parser: module().add_arguments(parser),
+        run=lambda arguments: module().run(arguments),
+        passes_on=passes_on,
+    )
+
+
+COMMANDS = (
+    _command("bench", "Measure quality, speed and memory, and write a report.", passes_on=True),
+    _command("demo", "Draw pictures without and with the cache, and compare them."),
+    _command("env", "Show what a bug report needs: versions, devices, settings."),
+    _command("metrics", "Measure how far pictures and videos are from others."),
+    _command("models", "Show the model families that can be cached."),
+    _command("plan", "Find the schedule that gives a quality or a speed-up."),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 where a command failed. Bad arguments end the program with status 2.
     """
-    return run_one("cache-dit", "Faster inference for Diffusion Transformers.", all_commands(), arguments)
+    return run_one("cache-dit", "Faster inference for Diffusion Transformers.", COMMANDS, arguments)
+
+
+def metrics_main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``cache-dit-metrics-cli``, which is ``cache-dit metrics`` under the name that it had.
+
+    Args:
+        arguments: what was typed after the program's name; that of this process when None.
+
+    Returns:
+        The exit status, as that of `main`.
+    """
+    return main(["metrics", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def run_one(prog: str, description: str, found: Sequence[Command], arguments: Sequence[str] | None = None) -> int:
@@ -46,10 +83,12 @@ def run_one(prog: str, description: str, found: Sequence[Command], arguments: Se
         parsers[command.name] = subparsers.add_parser(
             command.name, help=command.help, description=command.help, allow_abbrev=False
         )
-        command.add_arguments(parsers[command.name])
-    if typed and typed[0] in by_name and by_name[typed[0]].passes_on:
-        chosen = argparse.Namespace(command=typed[0], rest=typed[1:])
+    named = by_name.get(typed[0]) if typed else None
+    if named is not None and named.passes_on:
+        chosen = argparse.Namespace(command=named.name, rest=typed[1:])
     else:
+        if named is not None:
+            named.add_arguments(parsers[named.name])
         chosen = parser.parse_args(typed)
     try:
         return by_name[chosen.command].run(chosen)
@@ -63,7 +102,7 @@ def run_one(prog: str, description: str, found: Sequence[Command], arguments: Se
         return 130
 
 
-def all_commands(package: ModuleType = commands) -> list[Command]:
+def all_commands(package: ModuleType) -> list[Command]:
     """The subcommands of a package: a new file in it is found by itself.
 
     Args:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cache_dit.demo.compare import Comparison, Drawing
 from cache_dit.demo.fidelity import AMPLIFICATION
-from cache_dit.platforms.machine import Machine
+from cache_dit.report.machine import Machine
 
 
 @dataclass(frozen=True)

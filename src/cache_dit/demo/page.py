@@ -16,7 +16,7 @@ from cache_dit.demo.configurations import Configuration
 from cache_dit.demo.fidelity import AMPLIFICATION, Pixels, difference
 from cache_dit.demo.figures import column_figures, decibels, steps_text, times
 from cache_dit.engine.plans.plan import Plan
-from cache_dit.platforms.machine import Machine
+from cache_dit.report.machine import Machine
 from cache_dit.summary import strify_options
 
 #: The page may load nothing, wherever it is opened.

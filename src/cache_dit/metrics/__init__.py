@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cache_dit.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cache_dit.metrics.application import entrypoint, main
     from cache_dit.metrics.averages import Mean
     from cache_dit.metrics.clip_score import compute_clip_score
     from cache_dit.metrics.fid import FrechetInceptionDistance, compute_fd, compute_fid, compute_video_fid
@@ -50,7 +52,6 @@ __all__ = [
 
 #: Where each name is; what it needs is imported with it, so that PSNR asks for nothing that LPIPS needs.
 _PLACES = {
-    "application": ("entrypoint", "main"),
     "averages": ("Mean",),
     "clip_score": ("compute_clip_score",),
     "fid": ("FrechetInceptionDistance", "compute_fd", "compute_fid", "compute_video_fid"),
@@ -62,14 +63,15 @@ _PLACES = {
     ),
     "verbosity": ("get_metrics_verbose", "set_metrics_verbose"),
 }
-_PLACE = {name: place for place, names in _PLACES.items() for name in names}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _PLACES)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PLACE:
-        return getattr(importlib.import_module(f"{__name__}.{_PLACE[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``cache-dit-metrics-cli`` from code that has its entry point here; see ``cache_dit.cli.metrics_main``."""
+    status: int = importlib.import_module("cache_dit.cli").metrics_main(arguments)
+    return status
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+entrypoint = main

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cache_dit.errors import ConfigError
 from cache_dit.metrics.averages import Mean
-from cache_dit.metrics.networks import CLIP, chosen_device, find
+from cache_dit.metrics.networks.files import CLIP, chosen_device, find
 from cache_dit.metrics.pictures import Source, read_picture
 from cache_dit.metrics.prompts import Pictures, Prompts, mean_over_prompts
 
@@ -23,7 +23,7 @@ class ClipScore:
 
     Args:
         model: a folder with a CLIP model and its processor in transformers' form, or the name of a repository in the
-            hub's local cache; None looks where `cache_dit.metrics.networks.find` does.
+            hub's local cache; None looks where `networks.files.find` does.
         device: where it runs; None takes CUDA if it is there.
 
     Raises:

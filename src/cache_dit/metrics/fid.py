@@ -20,7 +20,7 @@ from cache_dit.config.base import bad_value, check_integer
 from cache_dit.errors import ConfigError, MissingDependencyError
 from cache_dit.metrics.averages import Mean
 from cache_dit.metrics.frechet import Moments, frechet_distance
-from cache_dit.metrics.networks import INCEPTION, chosen_device, find, load_tensors
+from cache_dit.metrics.networks.files import INCEPTION, chosen_device, find, load_tensors
 from cache_dit.metrics.pairs import PathLike, find_pictures, find_videos
 from cache_dit.metrics.pictures import Pixels, Source, read_picture
 from cache_dit.metrics.verbosity import progress
@@ -53,7 +53,7 @@ class InceptionFeatures:
 
     Args:
         dims: 64, 192, 768 or 2048 (the usual one).
-        weights: the network's file or its folder; None looks where `cache_dit.metrics.networks.find` does.
+        weights: the network's file or its folder; None looks where `networks.files.find` does.
         device: where it runs; None takes CUDA if it is there.
 
     Raises:
@@ -62,7 +62,7 @@ class InceptionFeatures:
     """
 
     def __init__(self, dims: int = 2048, weights: str | os.PathLike[str] | None = None, device: Device = None) -> None:
-        from cache_dit.metrics.inception import InceptionV3
+        from cache_dit.metrics.networks.inception import InceptionV3
 
         if dims not in InceptionV3.ENDS:
             raise bad_value("dims", dims, "one of " + ", ".join(map(str, InceptionV3.ENDS)))
@@ -195,7 +195,7 @@ class FrechetInceptionDistance:
         num_workers: threads that read pictures.
         batch_size: pictures that go through the network together.
         disable_tqdm: whether to show no bar.
-        weights: the network's file or its folder; None looks where `cache_dit.metrics.networks.find` does.
+        weights: the network's file or its folder; None looks where `networks.files.find` does.
 
     Raises:
         ConfigError, MissingModelError: as `InceptionFeatures` does.

@@ -1,37 +1,23 @@
 """LPIPS: how different two pictures look, by the features of a network that was trained to classify pictures.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018, eq. 1, in version 0.1 of
-its authors' weights. The trunks are torchvision's AlexNet and VGG16. Their layers are made here, so that neither
-torchvision, whose wheels cannot be imported beside a PyTorch without CUDA, nor the package `lpips`, which imports it,
-is needed.
+its authors' weights.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
 
 from cache_dit.config.base import bad_value
 from cache_dit.errors import ConfigError
 from cache_dit.metrics.averages import Mean, mean_over_frames, mean_over_pairs
-from cache_dit.metrics.networks import LPIPS, chosen_device, find, load_tensors
+from cache_dit.metrics.networks.files import LPIPS, chosen_device, find, load_tensors
+from cache_dit.metrics.networks.lpips import features, load_heads
 from cache_dit.metrics.pairs import PathLike
 from cache_dit.metrics.pictures import Source, check_same_size, read_picture
-
-#: The heads of LPIPS 0.1, by its authors: ``alex.0`` … ``vgg.4``, each (channels,), all ≥ 0.
-_HEADS = Path(__file__).with_name("lpips_heads.safetensors")
-
-# torchvision's `features`: (channels out, kernel, stride, padding), each followed by a ReLU; None is a pooling
-_Layers = tuple[tuple[int, int, int, int] | None, ...]
-_ALEX: _Layers = ((64, 11, 4, 2), None, (192, 5, 1, 2), None, (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
-_VGG_CHANNELS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512)
-_VGG: _Layers = tuple(None if channels is None else (channels, 3, 1, 1) for channels in _VGG_CHANNELS)
-_LAYERS = {"alex": (_ALEX, 3), "vgg": (_VGG, 2)}  # and the size of the pooling's window
 
 #: The ReLUs that are compared, by their place in `features`.
 _TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
@@ -40,38 +26,12 @@ _TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 _SMALLEST = {"alex": 31, "vgg": 16}
 
 
-def _features(network: str) -> nn.Sequential:
-    layers, window = _LAYERS[network]
-    modules: list[nn.Module] = []
-    channels = 3
-    for layer in layers:
-        if layer is None:
-            modules.append(nn.MaxPool2d(window, 2))
-        else:
-            out, kernel, stride, padding = layer
-            modules += [nn.Conv2d(channels, out, kernel, stride, padding), nn.ReLU()]
-            channels = out
-    return nn.Sequential(*modules)
-
-
-def convolutions(network: str) -> list[int]:
-    """The places of the convolutions in torchvision's `features` of ``"alex"`` or ``"vgg"``, in order."""
-    with torch.device("meta"):
-        return [index for index, module in enumerate(_features(network)) if isinstance(module, nn.Conv2d)]
-
-
-def load_heads(network: str) -> list[Tensor]:
-    """The weights of the channels of each of the five layers that are compared, (channels,)."""
-    with safe_open(_HEADS, framework="pt") as file:
-        return [file.get_tensor(f"{network}.{index}") for index in range(5)]
-
-
 class Lpips:
     """LPIPS of two pictures. Load it once for many pictures; `compute_lpips` does so for folders.
 
     Args:
         network: ``"alex"`` (the usual one for quality) or ``"vgg"``.
-        weights: the trunk's file or its folder; None looks where `cache_dit.metrics.networks.find` does.
+        weights: the trunk's file or its folder; None looks where `networks.files.find` does.
         device: where it runs; None takes CUDA if it is there.
 
     Raises:
@@ -89,16 +49,16 @@ class Lpips:
             raise bad_value("network", network, "one of " + ", ".join(map(repr, LPIPS)))
         path = find(LPIPS[network], weights)
         with torch.device("meta"):
-            features = _features(network)
+            trunk = features(network)
         prefix = "features."
         state = {k.removeprefix(prefix): v.float() for k, v in load_tensors(path).items() if k.startswith(prefix)}
         try:
-            features.load_state_dict(state, assign=True)
+            trunk.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ConfigError(f"{path} does not hold {LPIPS[network].name}: {error}") from error
         self.network = network
         self.device = chosen_device(device)
-        self._layers = list(features.eval().requires_grad_(False).to(self.device))
+        self._layers = list(trunk.eval().requires_grad_(False).to(self.device))
         self._heads = [head.to(self.device) for head in load_heads(network)]
         # ImageNet's mean and standard deviation, for pictures in -1 … 1
         self._shift = torch.tensor([-0.030, -0.088, -0.188], device=self.device).view(3, 1, 1)

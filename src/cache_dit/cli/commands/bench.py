@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import cache_dit
-from cache_dit.cli.arguments import Command
 from cache_dit.errors import MissingDependencyError
 
 _ROOT = Path(cache_dit.__file__).parent.parent.parent
@@ -30,6 +29,3 @@ def run(arguments: argparse.Namespace) -> int:
         sys.path.insert(0, str(_ROOT))
     status: int = importlib.import_module("bench.application").main(arguments.rest)
     return status
-
-
-COMMAND = Command("bench", "Measure quality, speed and memory, and write a report.", add_arguments, run, passes_on=True)

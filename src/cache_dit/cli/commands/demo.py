@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_dit.cli.arguments import Command, UsageError, text, whole_number
+from cache_dit.cli.arguments import UsageError, text, whole_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, out: Path) -> int:
     from cache_dit.demo.figures import rich_table, save_results, unskipped
     from cache_dit.demo.page import save_page
     from cache_dit.demo.sheet import save_sheet
-    from cache_dit.platforms.machine import describe_machine
+    from cache_dit.report.machine import describe_machine
 
     console = Console()
     if arguments.threads is not None:
@@ -164,6 +164,3 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
-
-
-COMMAND = Command("demo", "Draw pictures without and with the cache, and compare them.", add_arguments, run)

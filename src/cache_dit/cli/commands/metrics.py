@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from cache_dit.cli.arguments import Command
-from cache_dit.metrics.arguments import add_arguments
+from cache_dit.cli.metrics.arguments import add_arguments
+
+__all__ = ["add_arguments", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print."""
-    from cache_dit.metrics import application
+    from cache_dit.cli.metrics import application
 
     return application.run(arguments)
-
-
-COMMAND = Command("metrics", "Measure how far pictures and videos are from others.", add_arguments, run)

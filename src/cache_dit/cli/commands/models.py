@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from cache_dit.cli.arguments import Command
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -54,6 +52,3 @@ def _rich_table(rows: list[dict[str, Any]]) -> Table:
             "\n".join(row["presets"]),
         )
     return shown
-
-
-COMMAND = Command("models", "Show the model families that can be cached.", add_arguments, run)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cache_dit.cli.arguments import Command, UsageError, text, whole_number
+from cache_dit.cli.arguments import UsageError, text, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +130,3 @@ def _object(value: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"guidance_scale": 3.5}}, got {value!r}')
     return found
-
-
-COMMAND = Command("plan", "Find the schedule that gives a quality or a speed-up.", add_arguments, run)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import cache_dit.metrics
-from cache_dit.metrics.arguments import Kind
+from cache_dit.cli.metrics.arguments import Kind
 from cache_dit.metrics.averages import Mean, mean_over_frames, mean_over_pairs
 
 Compute = Callable[[Path, Path], Mean]

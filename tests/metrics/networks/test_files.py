@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from cache_dit.errors import ConfigError, MissingModelError
-from cache_dit.metrics import networks
-from cache_dit.metrics.networks import (
+from cache_dit.metrics.networks import __main__ as command
+from cache_dit.metrics.networks import files
+from cache_dit.metrics.networks.files import (
     BERT_TOKENIZER,
     CLIP,
     IMAGE_REWARD,
@@ -16,8 +17,7 @@ from cache_dit.metrics.networks import (
     find,
     load_tensors,
 )
-
-from .weights import isolate
+from tests.metrics.weights import isolate
 
 ALEX = LPIPS["alex"]
 
@@ -58,7 +58,7 @@ def test_a_file_is_found_by_argument_by_variable_and_by_their_folder(network, tm
 
 
 def test_the_argument_comes_before_the_variable_and_both_before_the_caches(tmp_path, monkeypatch):
-    cached = put(networks.own_folder() / ALEX.files[0])
+    cached = put(files.own_folder() / ALEX.files[0])
     assert find(ALEX) == cached
     named = put(tmp_path / "named" / ALEX.files[0])
     monkeypatch.setenv(ALEX.variable, str(named))
@@ -69,7 +69,7 @@ def test_the_argument_comes_before_the_variable_and_both_before_the_caches(tmp_p
 
 @pytest.mark.parametrize("source", ["argument", "variable"])
 def test_what_was_asked_for_and_is_not_there_is_not_replaced_by_a_cache(source, tmp_path, monkeypatch):
-    put(networks.own_folder() / ALEX.files[0])
+    put(files.own_folder() / ALEX.files[0])
     argument = tmp_path / "nowhere" if source == "argument" else None
     if source == "variable":
         monkeypatch.setenv(ALEX.variable, str(tmp_path / "nowhere"))
@@ -137,8 +137,8 @@ def test_a_damaged_file_is_refused(name, tmp_path):
 
 
 def test_the_command_says_what_is_there_and_what_to_do_for_the_rest(tmp_path, capsys):
-    file = put(networks.own_folder() / ALEX.files[0])
-    assert networks.main([]) == 1
+    file = put(files.own_folder() / ALEX.files[0])
+    assert command.main([]) == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(NETWORKS)
     assert said[0] == f"{ALEX.name}: {file}"

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from cache_dit.errors import ConfigError, MissingModelError
-from cache_dit.metrics import lpips_weights, networks
-from cache_dit.metrics.lpips import _features, load_heads
-from cache_dit.metrics.lpips_weights import convert, fetch, read_arrays
-
-from .weights import isolate
+from cache_dit.metrics.networks import __main__ as command
+from cache_dit.metrics.networks import files, lpips_weights
+from cache_dit.metrics.networks.lpips import features, load_heads
+from cache_dit.metrics.networks.lpips_weights import convert, fetch, read_arrays
+from tests.metrics.weights import isolate
 
 
 def trunk(network="alex"):
     """As the archive lays it out, with weights that tell their place: (height, width, in, out) and (channels,)."""
-    convolutions = [tensor for name, tensor in _features(network).state_dict().items() if name.endswith("weight")]
+    convolutions = [tensor for name, tensor in features(network).state_dict().items() if name.endswith("weight")]
     layers = {}
     for number, tensor in enumerate(convolutions):
         kernel = np.arange(tensor.numel(), dtype=np.float32).reshape(tuple(tensor.permute(2, 3, 1, 0).shape))
@@ -116,7 +116,7 @@ def test_a_cut_pickle_is_refused():
 def test_conversion_names_and_turns_every_kernel_as_pytorch_has_it(network):
     content = trunk(network)
     converted = convert(content, network)
-    state = {f"features.{name}": tensor for name, tensor in _features(network).state_dict().items()}
+    state = {f"features.{name}": tensor for name, tensor in features(network).state_dict().items()}
     assert {name: array.shape for name, array in converted.items() if name.startswith("features")} == {
         name: tuple(tensor.shape) for name, tensor in state.items()
     }
@@ -134,8 +134,8 @@ def test_arrays_in_another_layout_are_refused():
 def test_fetch_takes_the_archive_apart_and_find_finds_what_it_stored(tmp_path, monkeypatch, capsys):
     content = trunk()
     path = archive_of(tmp_path / "archive.tar.gz", content, monkeypatch)
-    assert networks.main(["fetch", "lpips", "--archive", str(path)]) == 0
-    stored = networks.find(networks.LPIPS["alex"])
+    assert command.main(["fetch", "lpips", "--archive", str(path)]) == 0
+    stored = files.find(files.LPIPS["alex"])
     assert capsys.readouterr().out.splitlines() == [str(stored)]
     weights = load_file(stored)
     np.testing.assert_array_equal(
@@ -152,7 +152,7 @@ def test_another_archive_is_not_opened(tmp_path, capsys):
         fetch(path)
     with pytest.raises(MissingModelError, match="there is no archive"):
         fetch(tmp_path / "nowhere.tar.gz")
-    assert networks.main(["fetch", "lpips", "--archive", str(path)]) == 1
+    assert command.main(["fetch", "lpips", "--archive", str(path)]) == 1
     assert "SHA-256" in capsys.readouterr().err
 
 
@@ -163,7 +163,7 @@ def test_an_archive_with_other_heads_is_refused_and_nothing_is_stored(tmp_path, 
     with pytest.raises(ConfigError, match=r"head 3 .* is not the one of LPIPS 0\.1"):
         fetch(archive_of(tmp_path / "archive.tar.gz", content, monkeypatch))
     with pytest.raises(MissingModelError):
-        networks.find(networks.LPIPS["alex"])
+        files.find(files.LPIPS["alex"])
 
 
 @pytest.mark.usefixtures("_own_cache")

@@ -55,15 +55,15 @@ def describe_machine(device: str | torch.device = "cpu") -> Machine:
         device: where the model runs.
     """
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return Machine(
         device=name,
         system=f"{platform.system()} {platform.machine()}",
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         threads=torch.get_num_threads(),
-        memory_gib=_memory_gib(),
+        memory_gib=memory_gib(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        versions={"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
 
 
@@ -71,7 +71,12 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _processor() -> str:
+def cores() -> int:
+    """Logical processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
     """The processor's name as the system gives it; Linux tells it in /proc only."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -81,14 +86,16 @@ def _processor() -> str:
     return next(filter(None, names), "") or platform.processor() or platform.machine() or "unknown processor"
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
+    """Main memory in GiB; None where the system does not tell."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # not a POSIX system, or one that does not tell
         return None
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The version of an installed package, or that there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

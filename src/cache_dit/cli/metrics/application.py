@@ -1,4 +1,4 @@
-"""``cache-dit metrics``, which is ``cache-dit-metrics-cli`` too: measures what was asked for, and tells it."""
+"""``cache-dit metrics``: measures what was asked for, and tells it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,12 @@ from typing import TextIO
 
 import cache_dit.metrics
 from cache_dit.cli.arguments import UsageError
+from cache_dit.cli.metrics.arguments import MEASURES, Comparison, Kind, chosen_metrics, comparisons
+from cache_dit.cli.metrics.perf_log import Perf, columns, read_perf_log
+from cache_dit.cli.metrics.prepared import Compute, prepared
+from cache_dit.cli.metrics.results import Result, as_csv, as_json, markdown, summary
 from cache_dit.errors import CacheDitError, MissingDependencyError, MissingModelError
-from cache_dit.metrics.arguments import MEASURES, Comparison, Kind, chosen_metrics, comparisons
-from cache_dit.metrics.perf_log import Perf, columns, read_perf_log
-from cache_dit.metrics.prepared import Compute, prepared
-from cache_dit.metrics.results import Result, as_csv, as_json, markdown, summary
 from cache_dit.metrics.verbosity import logger
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``cache-dit-metrics-cli``, which is ``cache-dit metrics`` under the name that it had.
-
-    Args:
-        arguments: what was typed after the program's name; that of this process when None.
-
-    Returns:
-        The exit status: 0, or 1 where something could not be measured. Bad arguments end the program with status 2.
-    """
-    from cache_dit.cli import main as run_subcommand
-
-    return run_subcommand(["metrics", *(sys.argv[1:] if arguments is None else arguments)])
-
-
-entrypoint = main
 
 
 def run(arguments: argparse.Namespace) -> int:

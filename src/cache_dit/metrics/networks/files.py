@@ -1,20 +1,15 @@
-"""Where the networks of the metrics are found. Nothing is ever downloaded unasked.
-
-``python -m cache_dit.metrics.networks`` says which are there; ``… fetch lpips`` gets those of LPIPS.
-"""
+"""Where the networks of the metrics are found. Nothing is ever downloaded unasked."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_dit.errors import CacheDitError, ConfigError, MissingModelError
+from cache_dit.errors import ConfigError, MissingModelError
 
 if TYPE_CHECKING:
     import torch
@@ -189,35 +184,3 @@ def _in_hub_cache(network: Network, repository: str) -> Path | None:
         if isinstance(found, str):
             return Path(found).parent if network.folder else Path(found)
     return None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of this module; returns the exit status."""
-    from cache_dit.metrics import lpips_weights
-
-    parser = argparse.ArgumentParser(prog="python -m cache_dit.metrics.networks", description="The metrics' networks.")
-    commands = parser.add_subparsers(dest="command")
-    fetch = commands.add_parser("fetch", help="download weights and put them in the user's cache")
-    fetchers: dict[str, Callable[..., list[Path]]] = {"lpips": lpips_weights.fetch}
-    fetch.add_argument("network", choices=sorted(fetchers))
-    fetch.add_argument("--archive", type=Path, help="the archive, where it was downloaded already")
-    options = parser.parse_args(arguments)
-    if options.command == "fetch":
-        try:
-            print(*fetchers[options.network](options.archive), sep="\n")
-        except CacheDitError as error:
-            print(error, file=sys.stderr)
-            return 1
-        return 0
-    missing = 0
-    for network in NETWORKS:
-        try:
-            print(f"{network.name}: {find(network)}")
-        except MissingModelError as error:
-            missing = 1
-            print(error)
-    return missing
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

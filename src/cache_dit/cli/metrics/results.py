@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cache_dit.metrics.arguments import MEASURES, Comparison
+from cache_dit.cli.metrics.arguments import MEASURES, Comparison
 from cache_dit.metrics.averages import Mean
 
 

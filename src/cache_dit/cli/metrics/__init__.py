@@ -1,0 +1,1 @@
+"""``cache-dit metrics``: its arguments, what it runs, and how it tells the results."""

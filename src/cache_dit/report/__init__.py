@@ -1,0 +1,1 @@
+"""What reports say of the machine that they were made on."""
