@@ -15,8 +15,9 @@ from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.engine.forward.stepwise import BaseLane
 from cache_dit.engine.options import ChainOptions
+from cache_dit.engine.plans.report import PlanOutcome
 from cache_dit.engine.policies.base import StepRecord
-from cache_dit.engine.policies.plan import PlanOutcome, outcome
+from cache_dit.engine.policies.plan import outcome
 from cache_dit.engine.policies.prune import PrunePolicy
 from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.session import Session

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cache_dit import Plan, steps_mask
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, PlanPoint, Quality
+from cache_dit.engine.plans.point import PlanPoint, Quality
+from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.sessions.model_facts import parameter_dtype, scheduler_facts, weights_digest
 
 QUALITY = Quality(40.0, 36.0, 35.0, 39.0, 41.0, 8, held_out=True)
@@ -19,7 +21,7 @@ def even_plan(steps: int, *full_steps: int, pipe: Any = None) -> Plan:
         model = pipe.transformer
         facts = {"weights": weights_digest(model), "dtype": parameter_dtype(model), **scheduler_facts(pipe.scheduler)}
         facts["model_class"] = type(model).__name__
-    return Plan(Conditions(num_inference_steps=steps, **facts), points)
+    return Plan(PlanScope(num_inference_steps=steps, **facts), points)
 
 
 def _even(steps: int, full: int) -> BranchSchedule:

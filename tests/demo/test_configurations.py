@@ -100,7 +100,7 @@ def test_without_a_plan_that_fits_there_is_none_and_one_line_of_log_says_why(
 ):
     if made_for is not None:
         plan = even_plan(28, 10, pipe=pipe).as_dict()
-        plan["conditions"]["weights"] = plan["conditions"]["weights"] if made_for == "this" else "0" * 32
+        plan["scope"]["weights"] = plan["scope"]["weights"] if made_for == "this" else "0" * 32
         Plan.of(plan).save(shipped / "28.json")
     with caplog.at_level(logging.WARNING, logger="cache_dit"):
         assert plan_for(pipe, steps) is None

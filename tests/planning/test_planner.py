@@ -12,7 +12,10 @@ import pytest
 import torch
 
 import cache_dit
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, Plan, PlanPoint
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint
+from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 from cache_dit.planning import plan
 from cache_dit.planning.inputs import Targets
@@ -49,8 +52,8 @@ def test_a_plan_has_the_points_asked_for_and_says_what_they_give(planned: tuple[
     assert found.select(full_steps=4).promise(0.6) == min(kept)
     assert better.ideal_speedup == pytest.approx(6 / 4)
     assert found.chosen is None
-    assert found.conditions.branches == ("cond", "uncond")
-    assert found.conditions.num_inference_steps == STEPS
+    assert found.scope.branches == ("cond", "uncond")
+    assert found.scope.num_inference_steps == STEPS
     assert found.cost["branch_weights"] == pytest.approx({"cond": 2 / 3, "uncond": -1 / 3}, abs=0.01)
     assert found.cost["runs"]["reference"] == 5
 
@@ -169,7 +172,7 @@ def test_a_bare_transformer_is_planned_by_a_function_that_runs_it(pipe: Any) -> 
         ({"holdout": 1.5}, "holdout=1.5"),
         ({"predictors": ["cubic"]}, "cubic"),
         ({"start": "plan.json"}, "a Plan, e.g. what plan.adapt"),
-        ({"start": Plan(Conditions(num_inference_steps=4), (ONE,))}, r"pass what its adapt\(6\) gives"),
+        ({"start": Plan(PlanScope(num_inference_steps=4), (ONE,))}, r"pass what its adapt\(6\) gives"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(pipe: Any, options: dict[str, Any], message: str) -> None:

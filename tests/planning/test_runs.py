@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_dit.engine.plans.plan import BranchSchedule, GapRule
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.errors import ConfigError
 from cache_dit.planning.candidates import interval, quality
 from cache_dit.planning.checkpoint import Store

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_dit.engine.plans.plan import BranchSchedule, GapRule
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.errors import ConfigError
 from cache_dit.planning.per_branch import BranchObjective, splits
 from cache_dit.planning.search import Objective, Schedule, best_schedules, even, neighbours, plain

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 from cache_dit.planning.candidates import Candidate, Race
 from cache_dit.planning.inputs import Targets
@@ -76,7 +79,7 @@ def test_a_race_keeps_to_its_allowance_and_never_ends_below_its_first_proposal()
 def test_the_schedules_of_an_adapted_plan_are_tried_too() -> None:
     made = planner(full_steps=5)
     point = PlanPoint(5, {"*": BranchSchedule("111100000001", RULES[:1])})
-    made.start = Plan(Conditions(num_inference_steps=STEPS), (point,))
+    made.start = Plan(PlanScope(num_inference_steps=STEPS), (point,))
     key = Candidate.of_point(point, "start").key
     assert key not in [one.key for one in made.race.proposals(5)]
     made._measure(5, 25.0)

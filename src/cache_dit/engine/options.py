@@ -15,7 +15,8 @@ from cache_dit.config.extra import ExtraCacheConfig
 from cache_dit.config.modifier import ParamsModifier, effective, overlay
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.forward.chain import Chain
-from cache_dit.engine.plans.plan import Conditions, Plan
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.policies.base import Probe
 from cache_dit.engine.policies.budget import AccumulatingPolicy
 from cache_dit.engine.policies.calibration import PolicyCalibration
@@ -99,7 +100,7 @@ def _check_device(name: str | None) -> None:
         raise bad_value("cache_device", name, f"{expected}; there are {count} of {device.type!r}")
 
 
-def _check_plan(options: ChainOptions, run: Callable[[Plan], Conditions]) -> None:
+def _check_plan(options: ChainOptions, run: Callable[[Plan], PlanScope]) -> None:
     """Raise ``ConfigError`` where a plan has no chosen point, or holds for something else."""
     cache = options.cache
     cache.plan = Plan.of(cache.plan)  # read once, and now
@@ -114,7 +115,7 @@ def _check_plan(options: ChainOptions, run: Callable[[Plan], Conditions]) -> Non
 
 
 def checked(
-    options: ChainOptions, chain: Chain, model_class: str | None = None, run: Callable[[Plan], Conditions] | None = None
+    options: ChainOptions, chain: Chain, model_class: str | None = None, run: Callable[[Plan], PlanScope] | None = None
 ) -> ChainOptions:
     """The options of a chain, once it is clear that they can work on it.
 
@@ -139,7 +140,7 @@ def checked(
     _check_device(cache.cache_device)
     chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
     if cache.plan is not None:
-        _check_plan(options, run or (lambda plan: Conditions(model_class=model_class)))
+        _check_plan(options, run or (lambda plan: PlanScope(model_class=model_class)))
     if cache.policy_calibration is not None:
         cache.policy_calibration = PolicyCalibration.of(cache.policy_calibration)  # read once, and now
         cache.policy_calibration.check(model_class=model_class)

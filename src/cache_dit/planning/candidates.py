@@ -12,7 +12,8 @@ from itertools import zip_longest
 
 import numpy as np
 
-from cache_dit.engine.plans.plan import ANY_BRANCH, BranchSchedule, GapRule, PlanPoint, Quality
+from cache_dit.engine.plans.point import ANY_BRANCH, PlanPoint, Quality
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.planning.forecast import Forecast, best_fit
 from cache_dit.planning.per_branch import BranchObjective, splits
 from cache_dit.planning.runs import Runs, key_of, work_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cache_dit.engine.forward.stepwise import Pass
-from cache_dit.engine.plans.plan import branch_name, latent_tokens
+from cache_dit.engine.plans.scope import branch_name, latent_tokens
 from cache_dit.engine.sessions.model_facts import scheduler_facts
 from cache_dit.engine.sessions.session import current_request
 from cache_dit.engine.state.measure import first_tensor

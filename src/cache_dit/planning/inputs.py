@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_dit.config.base import bad_value, check_integer, check_number
-from cache_dit.engine.plans.plan import GapRule, Plan
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.schedule import GapRule
 from cache_dit.errors import ConfigError
 from cache_dit.planning.results import PERFECT
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache_dit.engine.plans.plan import BranchSchedule
+from cache_dit.engine.plans.schedule import BranchSchedule
 from cache_dit.planning.gram import Array
 from cache_dit.planning.search import Schedule
 

@@ -13,7 +13,10 @@ import numpy as np
 
 from cache_dit.api import cached_transformers
 from cache_dit.config.base import bad_value, check_integer
-from cache_dit.engine.plans.plan import Conditions, GapRule, Plan, PlanPoint, Quality
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint, Quality
+from cache_dit.engine.plans.schedule import GapRule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 from cache_dit.planning.candidates import Candidate, Outcome, Race, quality
 from cache_dit.planning.checkpoint import Store
@@ -283,10 +286,10 @@ class _Planner:
         margin = 2 * forecast.spread
         return replace(expected, low=expected.mean - margin, high=expected.mean + margin)
 
-    def _conditions(self) -> Conditions:
+    def _conditions(self) -> PlanScope:
         facts = self.runs.facts
         sigmas = facts["sigmas"]
-        return Conditions(
+        return PlanScope(
             model_class=facts["model_class"],
             weights=facts["weights"],
             num_inference_steps=self.runs.steps,

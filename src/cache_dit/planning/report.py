@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cache_dit.engine.plans.plan import Plan, PlanPoint, Quality
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint, Quality
 from cache_dit.errors import MissingDependencyError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def rich_table(plan: Plan) -> Table:
     """The points as a table: schedule, predicted and measured PSNR in dB, ideal and measured speed-up."""
     from rich.table import Table
 
-    table = Table(title=f"{plan.conditions.model_class}, {plan.steps} steps", title_justify="left")
+    table = Table(title=f"{plan.scope.model_class}, {plan.steps} steps", title_justify="left")
     table.add_column("full steps", justify="right")
     table.add_column("schedule", overflow="fold")
     for column in ("predicted dB", "measured dB", "5th percentile", "lowest", "LPIPS", "ideal ×", "measured ×"):

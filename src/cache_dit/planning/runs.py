@@ -14,7 +14,10 @@ import numpy as np
 
 from cache_dit.api import cached_transformers, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, Plan, PlanPoint
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint
+from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.sessions.model_facts import parameter_dtype, weights_digest
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
@@ -276,7 +279,7 @@ class Runs:
 
     def _planned(self, branches: Branches, index: int) -> tuple[Any, float]:
         point = PlanPoint(max(sum(one.mask) for one in branches.values()), branches)
-        plan = Plan(Conditions(num_inference_steps=self.steps), (point,), chosen=point.full_steps)
+        plan = Plan(PlanScope(num_inference_steps=self.steps), (point,), chosen=point.full_steps)
         enable_cache(self.holder, plan)
         try:
             return self._timed(f"{point.full_steps} full steps", index)

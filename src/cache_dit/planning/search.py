@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from cache_dit.config.base import bad_value, check_integer, check_number
 from cache_dit.config.masks import steps_mask
-from cache_dit.engine.plans.plan import GapRule
+from cache_dit.engine.plans.schedule import GapRule
 from cache_dit.planning.gram import Array
 
 Choices = npt.NDArray[np.int16]

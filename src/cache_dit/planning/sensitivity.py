@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache_dit.engine.plans.plan import ANY_BRANCH, BranchSchedule, GapRule
+from cache_dit.engine.plans.point import ANY_BRANCH
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.planning.gram import Array, combined
 from cache_dit.planning.runs import Runs
 

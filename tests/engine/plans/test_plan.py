@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 
 import cache_dit
 from cache_dit import DBCacheConfig, DBPruneConfig
-from cache_dit.engine.plans.adapt import adapted
-from cache_dit.engine.plans.plan import (
-    BranchSchedule,
-    Conditions,
-    GapRule,
-    Plan,
-    PlanPoint,
-    Quality,
-    conformal,
-    latent_tokens,
-)
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint, Quality, conformal
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
+from cache_dit.engine.plans.scope import PlanScope, latent_tokens
 from cache_dit.errors import ConfigError
 
 SHIFTED = [3 * (1 - step / 10) / (1 + 2 * (1 - step / 10)) for step in range(10)]
@@ -43,7 +36,7 @@ def curve(*full_steps: int, steps: int = 10, chosen: int | None = None, **condit
         mask = "1" * (count - 1) + "0" * (steps - count) + "1"
         measured = quality(30 + 2 * count)
         points.append(PlanPoint(count, {"*": BranchSchedule(mask)}, measured=measured, ideal_speedup=steps / count))
-    return Plan(Conditions(**{"num_inference_steps": steps, **conditions}), tuple(points), chosen=chosen)
+    return Plan(PlanScope(**{"num_inference_steps": steps, **conditions}), tuple(points), chosen=chosen)
 
 
 # -- rules and schedules
@@ -126,7 +119,7 @@ def plans(draw: st.DrawFn) -> Plan:
                 draw(st.none() | finite),
             )
         )
-    conditions = Conditions(
+    conditions = PlanScope(
         model_class=draw(st.none() | names),
         num_inference_steps=draw(st.integers(1, 6)),
         shift=draw(st.none() | finite),
@@ -150,11 +143,10 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactor
 def test_the_file_is_small_and_has_sorted_keys_and_a_line_a_branch(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     schedules = {"uncond": BranchSchedule("100100"), "cond": BranchSchedule("110101", (GapRule(1, 0.4),))}
-    Plan(Conditions(num_inference_steps=6), (PlanPoint(4, schedules, ideal_speedup=2.0),), chosen=4).save(path)
+    Plan(PlanScope(num_inference_steps=6), (PlanPoint(4, schedules, ideal_speedup=2.0),), chosen=4).save(path)
     assert path.read_text(encoding="utf-8").splitlines() == [
         "{",
         ' "chosen": 4,',
-        ' "conditions": {"num_inference_steps": 6},',
         ' "cost": {},',
         ' "note": "",',
         ' "points": [',
@@ -167,6 +159,7 @@ def test_the_file_is_small_and_has_sorted_keys_and_a_line_a_branch(tmp_path: Pat
         '   "ideal_speedup": 2.0',
         "  }",
         " ],",
+        ' "scope": {"num_inference_steps": 6},',
         ' "version": 1',
         "}",
     ]
@@ -177,8 +170,8 @@ def test_the_file_is_small_and_has_sorted_keys_and_a_line_a_branch(tmp_path: Pat
     [
         ({"version": 2}, "version=2 is not valid: expected 1, the format that this release reads; plan anew"),
         ({"pionts": []}, "plan: unknown key 'pionts'; did you mean 'points'?"),
-        ({"conditions": {}}, "num_inference_steps=None is not valid"),
-        ({"conditions": {"stpes": 3}}, "conditions: unknown key 'stpes'"),
+        ({"scope": {}}, "num_inference_steps=None is not valid"),
+        ({"scope": {"stpes": 3}}, "scope: unknown key 'stpes'"),
         ({"points": []}, "at least one"),
         ({"points": 3}, "points=3 is not valid: expected a list"),
         ({"points": [{"full_steps": 2}]}, "points: the field 'branches' is missing"),
@@ -248,12 +241,12 @@ def test_the_table_has_a_row_a_point_and_marks_the_chosen_one() -> None:
 
 
 def test_all_that_differs_is_told_and_what_is_unknown_is_not_compared() -> None:
-    conditions = Conditions("Flux", "ab", 28, "Euler", 3.0, None, ("cond", "uncond"), 4096, "bfloat16")
+    conditions = PlanScope("Flux", "ab", 28, "Euler", 3.0, None, ("cond", "uncond"), 4096, "bfloat16")
     plan = Plan(conditions, (PlanPoint(1, {"*": BranchSchedule("1" * 28)}),), chosen=1)
     plan.check()
     plan.check(model_class="Flux", num_inference_steps=28, branches=("uncond", "cond"))
     with pytest.raises(ConfigError) as error:
-        plan.check(Conditions(weights="cd", shift=1.0), num_inference_steps=50, branches=("cond",), dtype="float32")
+        plan.check(PlanScope(weights="cd", shift=1.0), num_inference_steps=50, branches=("cond",), dtype="float32")
     assert str(error.value).startswith(
         "the plan 1of28 was made with weights='ab', not 'cd'; num_inference_steps=28, not 50; shift=3.0, not 1.0; "
         "branches=('cond', 'uncond'), not ('cond',); dtype='bfloat16', not 'float32': plan anew"
@@ -261,12 +254,12 @@ def test_all_that_differs_is_told_and_what_is_unknown_is_not_compared() -> None:
 
 
 def test_noise_levels_are_compared_to_a_thousandth_and_only_for_one_resolution() -> None:
-    one = Conditions(sigmas=SHIFTED, resolution=16)  # type: ignore[arg-type]
-    near = Conditions(sigmas=[level + 5e-4 for level in SHIFTED])  # type: ignore[arg-type]
-    far = Conditions(sigmas=[level + 5e-3 for level in SHIFTED])  # type: ignore[arg-type]
+    one = PlanScope(sigmas=SHIFTED, resolution=16)  # type: ignore[arg-type]
+    near = PlanScope(sigmas=[level + 5e-4 for level in SHIFTED])  # type: ignore[arg-type]
+    far = PlanScope(sigmas=[level + 5e-3 for level in SHIFTED])  # type: ignore[arg-type]
     assert one.differences(near) == []
     assert one.differences(far) == ["sigmas[0]=1.0000, not 1.0050"]
-    assert Conditions(sigmas=SHIFTED).differences(far) == []  # type: ignore[arg-type]
+    assert PlanScope(sigmas=SHIFTED).differences(far) == []  # type: ignore[arg-type]
 
 
 def test_it_knows_branches_by_their_schedules_and_those_that_it_was_made_with() -> None:
@@ -297,14 +290,14 @@ def test_an_adapted_plan_computes_as_many_steps_begins_with_one_and_keeps_the_la
     full = {0, *random.sample(range(1, length), count - 1)}
     mask = "".join(str(int(step in full)) for step in range(length))
     point = PlanPoint(count, {"*": BranchSchedule(mask, ("reuse",) * count)})  # type: ignore[arg-type]
-    plan = Plan(Conditions(num_inference_steps=length), (point,), chosen=count)
+    plan = Plan(PlanScope(num_inference_steps=length), (point,), chosen=count)
     if count > steps:
         with pytest.raises(ConfigError, match=f"at least {count}"):
             plan.adapt(steps)
         return
     found = plan.adapt(num_inference_steps=steps)
     schedule = found.point.branches["*"]
-    assert len(schedule.mask) == steps == found.conditions.num_inference_steps
+    assert len(schedule.mask) == steps == found.scope.num_inference_steps
     assert sum(schedule.mask) == count
     assert count == 1 or schedule.mask[-1] >= int(mask[-1])
     if steps == length:
@@ -316,7 +309,7 @@ def test_full_steps_go_to_the_same_noise_levels_and_keep_their_rules() -> None:
     point = PlanPoint(
         4, {"*": BranchSchedule("1001001001", rules)}, measured=quality(35, held_out=True), ideal_speedup=2.5
     )  # type: ignore[arg-type]
-    plan = Plan(Conditions(num_inference_steps=10, sigmas=SHIFTED), (point,), chosen=4)  # type: ignore[arg-type]
+    plan = Plan(PlanScope(num_inference_steps=10, sigmas=SHIFTED), (point,), chosen=4)  # type: ignore[arg-type]
     double = [3 * (1 - step / 20) / (1 + 2 * (1 - step / 20)) for step in range(20)]
     straight = [1 - step / 20 for step in range(20)]
     found = plan.adapt(20, double)
@@ -336,7 +329,7 @@ def test_an_adapted_plan_says_that_it_is_an_estimate() -> None:
     assert found.points[0].measured is None
     assert found.points[0].predicted == quality(38)
     assert found.points[0].ideal_speedup == pytest.approx(1.5)
-    assert found.conditions.sigmas is None
+    assert found.scope.sigmas is None
     assert "an estimate" in found.summary()
     assert "by their numbers" in curve(4).adapt(20).note
 
@@ -346,9 +339,27 @@ def test_what_cannot_be_adapted_is_refused() -> None:
         curve(4).adapt(5, [0.1, 0.2, 0.3, 0.4, 0.5])
     with pytest.raises(ConfigError, match="5 noise levels"):
         curve(4).adapt(5, [0.5, 0.4])
-    longer = Plan(Conditions(num_inference_steps=8), curve(4).points)
+    longer = Plan(PlanScope(num_inference_steps=8), curve(4).points)
     with pytest.raises(ConfigError, match="calls the model more often"):
-        adapted(longer, 20)
+        longer.adapt(20)
+
+
+def test_a_plan_is_printed_in_a_line_a_point_with_what_it_is_for() -> None:
+    plan = curve(6, 4, model_class="Flux", scheduler="Euler", branches=("uncond", "cond"))
+    assert str(plan).splitlines() == [
+        "plan for Flux: 10 steps, Euler, branches cond, uncond",
+        "  full steps  ideal speed-up  quality",
+        "  6 of 10     1.67            42.0 dB, 5th percentile 38.0 (16 pictures, measured)",
+        "  4 of 10     2.50            38.0 dB, 5th percentile 34.0 (16 pictures, measured)",
+        "no point is chosen: see plan.select",
+    ]
+    chosen = replace(promising((40.0,) * 9).select(full_steps=4), note="try it")
+    assert str(chosen).splitlines()[3:] == [
+        "→  4 of 10     2.50            40.0 dB, 5th percentile 36.0 (16 pictures, kept apart)",
+        "note: try it",
+    ]
+    unknown = Plan(PlanScope(num_inference_steps=2), (PlanPoint(1, {"*": BranchSchedule("10")}),), chosen=1)
+    assert str(unknown).splitlines()[::2] == ["plan for any model: 2 steps", "→  1 of 2      1.00            not known"]
 
 
 # -- the promise
@@ -448,10 +459,11 @@ def test_the_guard_of_earlier_releases_is_refused_with_what_there_is_instead() -
         curve(4).with_gaurd(0.9)  # type: ignore[attr-defined]
 
 
-def test_a_file_with_a_guard_is_read_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_file_is_read_without_its_guard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plan, path = curve(6, 4, chosen=4), tmp_path / "plan.json"
     guard = {"full_steps": 4, "scale": [1.0] * 10, "target": 30.0, "psnrs": [30.0]}
     written = {**plan.as_dict(), "guard": guard, "guard_level": 0.9, "sensitivities": [1.0] * 10}
+    written["conditions"] = written.pop("scope")
     path.write_text(json.dumps(written), encoding="utf-8")
     with caplog.at_level("INFO", logger="cache_dit"):
         assert Plan.load(path) == plan

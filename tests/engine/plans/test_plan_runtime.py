@@ -16,7 +16,10 @@ import cache_dit
 from cache_dit import ConfigError, DBCacheConfig, DBPruneConfig, ParamsModifier, TaylorSeerCalibratorConfig
 from cache_dit.demo import load_pipeline
 from cache_dit.engine.forward import stepwise as lane
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, GapRule, Plan, PlanPoint, Quality
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint, Quality
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.predictors.polynomial import taylor
 from cache_dit.engine.sessions import call_reader as calls
 from cache_dit.engine.sessions.model_facts import parameter_dtype, schedule_facts, weights_digest
@@ -52,7 +55,7 @@ def plan_of(*rules: GapRule | str, mask: str = TEXT, masks: dict[str, str] | Non
     schedules = named or {"*": BranchSchedule(mask, tuple(cycled))}
     steps = len(next(iter(schedules.values())).mask)
     point = PlanPoint(count, schedules, measured=Quality(40.0, 36.0, 35.0, 39.0, 41.0, 8), ideal_speedup=steps / count)
-    return Plan(Conditions(**{"num_inference_steps": steps, **conditions}), (point,), chosen=count)
+    return Plan(PlanScope(**{"num_inference_steps": steps, **conditions}), (point,), chosen=count)
 
 
 def drawn(pipe: Any, config: Any = None, calibrator: Any = None, **options: Any) -> torch.Tensor:
@@ -458,7 +461,7 @@ def test_options_that_decide_beside_it_are_refused() -> None:
 
 def test_without_a_chosen_point_or_a_plan_it_is_refused() -> None:
     plan = plan_of()
-    open_plan = Plan(plan.conditions, plan.points)
+    open_plan = Plan(plan.scope, plan.points)
     for config, told in (
         (open_plan, r"no point of the plan is chosen, and there are 1: pass plan.select\(target_psnr=35\)"),
         (DBCacheConfig(policy="plan", Fn_compute_blocks=1), "policy='plan' needs a plan"),

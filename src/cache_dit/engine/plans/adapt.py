@@ -1,51 +1,42 @@
-"""A plan for another number of steps, without a run: its full steps at the same noise levels."""
+"""The points of a plan for another number of steps, without a run: full steps at the same noise levels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from cache_dit.config.base import bad_value, check_integer
-from cache_dit.engine.plans.plan import BranchSchedule, PlanPoint
+from cache_dit.engine.plans.point import PlanPoint
+from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 
-if TYPE_CHECKING:
-    from cache_dit.engine.plans.plan import Plan
 
-
-def adapted(plan: Plan, num_inference_steps: int, sigmas: Sequence[float] | None = None) -> Plan:
-    """See `Plan.adapt`."""
+def adapted(
+    points: Sequence[PlanPoint], scope: PlanScope, num_inference_steps: int, sigmas: Sequence[float] | None
+) -> tuple[list[PlanPoint], PlanScope, str]:
+    """The points that fit, what they hold for, and a note on what they are worth; see `Plan.adapt`."""
     check_integer("num_inference_steps", num_inference_steps, minimum=1)
-    before = plan.conditions.num_inference_steps
-    if plan.steps != before:
+    before, masks = scope.num_inference_steps, points[0].steps
+    if masks != before:
         raise ConfigError(
-            f"the plan's masks have {plan.steps} entries for {before} steps, as its scheduler calls the model more "
+            f"the plan's masks have {masks} entries for {before} steps, as its scheduler calls the model more "
             "often: it cannot be adapted, plan anew"
         )
-    old = _levels(plan.conditions.sigmas, plan.steps, "the plan's sigmas")
+    old = _levels(scope.sigmas, masks, "the plan's sigmas")
     new = _resampled(old, num_inference_steps) if sigmas is None else _levels(sigmas, num_inference_steps, "sigmas")
     places = _nearest(old, new)
-    points = [_adapted_point(point, places, num_inference_steps) for point in plan.points]
-    kept = {point.full_steps: point for point in points if point is not None}
+    moved = [_adapted_point(point, places, num_inference_steps) for point in points]
+    kept = [point for point in moved if point is not None]
     if not kept:
-        fewest = plan.points[-1].full_steps
+        fewest = points[-1].full_steps
         raise bad_value("num_inference_steps", num_inference_steps, f"at least {fewest}, the plan's fewest full steps")
     note = f"an estimate: adapted from {before} to {num_inference_steps} steps"
-    if plan.conditions.sigmas is None:
+    if scope.sigmas is None:
         note += " by their numbers, as the plan does not know its noise levels"
-    return replace(
-        plan,
-        conditions=replace(
-            plan.conditions,
-            num_inference_steps=num_inference_steps,
-            sigmas=None if sigmas is None else tuple(new),
-        ),
-        points=tuple(kept.values()),
-        chosen=plan.chosen if plan.chosen in kept else None,
-        note=f"{plan.note}; {note}" if plan.note else note,
-    )
+    known = None if sigmas is None else tuple(new)
+    return kept, replace(scope, num_inference_steps=num_inference_steps, sigmas=known), note
 
 
 def _levels(sigmas: Sequence[float] | None, steps: int, name: str) -> list[float]:

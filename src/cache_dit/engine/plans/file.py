@@ -1,4 +1,4 @@
-"""A plan as a small JSON file that people can read, and as a table."""
+"""A plan as a small JSON file that people can read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cache_dit.config.base import bad_value, unknown_key
-from cache_dit.engine.plans.plan import BranchSchedule, Conditions, Plan, PlanPoint, Quality
+from cache_dit.engine.plans.point import PlanPoint, Quality
+from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -20,55 +22,48 @@ logger = logging.getLogger(__name__)
 _WIDTH = 110
 
 _GONE = ("guard", "guard_level", "sensitivities")
-"""What files of earlier releases have, and nothing reads."""
+"""What older files have, and nothing reads."""
 
-_Part = TypeVar("_Part")
+_RENAMED = {"conditions": "scope"}
+"""What older files call otherwise."""
 
-
-def to_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values; what is not given is left out."""
-    content: dict[str, Any] = _plain(plan)
-    content["points"] = [_point(point) for point in plan.points]
-    return content
+_Made = TypeVar("_Made")
 
 
-def _point(point: PlanPoint) -> dict[str, Any]:
-    branches = {
-        name: {"mask": schedule.text, "rules": [rule.name for rule in schedule.rules]}
-        for name, schedule in point.branches.items()
-    }
-    return {**_plain(point), "branches": branches}
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses as dicts without what is None, tuples as lists, infinities as text: JSON has none."""
     if isinstance(value, BranchSchedule):
-        return None
+        return {"mask": value.text, "rules": [rule.name for rule in value.rules]}
     if hasattr(value, "__dataclass_fields__"):
-        entries = ((each.name, _plain(getattr(value, each.name))) for each in fields(value))
+        entries = ((each.name, plain(getattr(value, each.name))) for each in fields(value))
         return {name: entry for name, entry in entries if entry is not None}
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def from_dict(content: Mapping[str, Any]) -> Plan:
-    """The plan that `to_dict` made these values of.
+def plan_of(cls: type[_Made], content: Mapping[str, Any]) -> _Made:
+    """The plan that `plain` made these values of.
+
+    Args:
+        cls: the class of plans.
+        content: the values.
 
     Raises:
         ConfigError: a field is missing, unknown or cannot work.
     """
     if "guard" in content:
         logger.info("cache_dit: the plan's guard is left out, as this release has none: see plan.promise(level)")
+    known = {_RENAMED.get(name, name): value for name, value in content.items() if name not in _GONE}
     try:
         return _made(
-            Plan,
-            {name: value for name, value in content.items() if name not in _GONE},
+            cls,
+            known,
             "plan",
-            conditions=lambda value: _made(Conditions, value, "conditions"),
-            points=lambda value: tuple(map(_read_point, _sequence("points", value))),
+            scope=lambda value: _made(PlanScope, value, "scope"),
+            points=lambda value: tuple(map(_point, _sequence("points", value))),
         )
     except ConfigError:
         raise
@@ -76,7 +71,7 @@ def from_dict(content: Mapping[str, Any]) -> Plan:
         raise ConfigError(f"this is no plan: {error}") from error
 
 
-def _read_point(content: Any) -> PlanPoint:
+def _point(content: Any) -> PlanPoint:
     return _made(
         PlanPoint,
         content,
@@ -90,7 +85,7 @@ def _read_point(content: Any) -> PlanPoint:
     )
 
 
-def _made(cls: type[_Part], content: Any, where: str, **readers: Callable[[Any], Any]) -> _Part:
+def _made(cls: type[_Made], content: Any, where: str, **readers: Callable[[Any], Any]) -> _Made:
     """A dataclass of its fields' values.
 
     Args:
@@ -136,9 +131,9 @@ def _sequence(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def write(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a plan as a JSON file: sorted keys, one branch a line."""
-    Path(path).write_text(_pretty(to_dict(plan), "") + "\n", encoding="utf-8")
+def write(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write plain values as a JSON file: sorted keys, one branch a line."""
+    Path(path).write_text(_pretty(content, "") + "\n", encoding="utf-8")
 
 
 def _pretty(value: Any, indent: str) -> str:
@@ -156,11 +151,11 @@ def _pretty(value: Any, indent: str) -> str:
     return "{\n" + ",\n".join(inner + entry for entry in lines) + "\n" + indent + "}"
 
 
-def read(path: str | os.PathLike[str]) -> Plan:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the file that `write` wrote.
 
     Raises:
-        ConfigError: it is missing or no JSON, or a field of it is missing, unknown or cannot work.
+        ConfigError: it is missing, or has no JSON object.
     """
     name = os.fspath(path)
     try:
@@ -169,30 +164,4 @@ def read(path: str | os.PathLike[str]) -> Plan:
         raise ConfigError(f"plan={name!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise bad_value("plan", name, "a JSON file with an object")
-    try:
-        return from_dict(content)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-
-
-def table(plan: Plan) -> str:
-    """The points of a plan in Markdown, and its note."""
-    heads = ("", "full steps", "work ÷", "measured ×", "mean", "5th percentile", "minimum", "pictures", "schedule")
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for point in plan.points:
-        lines.append(f"| {' | '.join(_cells(plan, point))} |")
-    return "\n".join([*lines, *([plan.note] if plan.note else [])])
-
-
-def _cells(plan: Plan, point: PlanPoint) -> list[str]:
-    quality = point.quality
-    told = ["–"] * 4
-    if quality is not None:
-        source = "measured" if point.measured else "predicted"
-        told = [f"{value:.1f}" for value in (quality.mean, quality.p5, quality.minimum)]
-        told[0] += f" ({quality.low:.1f}–{quality.high:.1f})"
-        told.append(f"{quality.pictures} {'held out' if quality.held_out else source}")
-    measured = "–" if point.measured_speedup is None else f"{point.measured_speedup:.2f}"
-    masks = "; ".join(f"{name} {schedule.text}" for name, schedule in sorted(point.branches.items()))
-    chosen = "→" if point.full_steps == plan.chosen else ""
-    return [chosen, f"{point.full_steps} of {point.steps}", f"{point.ideal_speedup:.2f}", measured, *told, masks]
+    return content

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cache_dit.config.cache import BasicCacheConfig
-from cache_dit.engine.plans.plan import UNNAMED, BranchSchedule, Plan, Quality, branch_name
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.report import PlanOutcome
+from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.scope import UNNAMED, branch_name
 from cache_dit.engine.policies.base import Action, StepPolicy, StepRecord
 from cache_dit.engine.predictors.base import Predictor
 from cache_dit.errors import ConfigError
@@ -52,7 +54,7 @@ class PlanPolicy(StepPolicy):
     @property
     def _first(self) -> BranchSchedule | None:
         """The schedule of the branch that unnamed calls that take turns begin with, where the plan has guidance."""
-        first, known = "uncond" if self.config.cfg_compute_first else "cond", self.plan.conditions.branches
+        first, known = "uncond" if self.config.cfg_compute_first else "cond", self.plan.scope.branches
         return self.point.schedule(first) if known is None or first in known else None
 
     @property
@@ -96,47 +98,11 @@ class PlanPolicy(StepPolicy):
 
 def unknown_branch(plan: Plan, branch: Hashable) -> ConfigError:
     """The error for a branch of guidance that the plan was not made with."""
-    known = plan.conditions.branches or tuple(plan.points[0].branches)
+    known = plan.scope.branches or tuple(plan.points[0].branches)
     return ConfigError(
         f"the plan {plan.tag} was made with the guidance branches {', '.join(map(repr, known))}, and knows none "
         f"called {branch!r}: plan anew with this guidance, or run what it was made for"
     )
-
-
-@dataclass(frozen=True)
-class PlanOutcome:
-    """What a request made of its plan.
-
-    Args:
-        name: the plan's, e.g. `12of28`.
-        quality: what it was measured, or else predicted, to have.
-        ideal_speedup: block calls without it over block calls with it, as planned.
-        unplanned: by branch, the steps that were not done as planned, with a reason code.
-        note: the plan's.
-    """
-
-    name: str
-    quality: Quality | None
-    ideal_speedup: float
-    unplanned: Mapping[str, Mapping[int, str]]
-    note: str = ""
-
-    @property
-    def kept(self) -> bool:
-        """Whether every step was done as planned."""
-        return not any(self.unplanned.values())
-
-    def lines(self) -> list[str]:
-        """The same for people."""
-        told = [f"plan {self.name}: {self.quality or 'quality unknown'}, ideal speed-up {self.ideal_speedup:.2f}"]
-        told += [self.note] if self.note else []
-        for branch, steps in self.unplanned.items():
-            if steps:
-                done = ", ".join(f"{step} ({why})" for step, why in steps.items())
-                told.append(f"not as planned: {branch}: steps {done}")
-        if self.kept:
-            told[0] += "; every step was done as planned"
-        return told
 
 
 def outcome(cache: BasicCacheConfig, lanes: Mapping[str, Any]) -> PlanOutcome:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from cache_dit.engine.plans.plan import Plan, latent_tokens
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.scope import latent_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,14 @@ def parameter_dtype(module: torch.nn.Module) -> str | None:
 
 
 def scheduler_facts(scheduler: Any) -> dict[str, Any]:
-    """What a plan asks of a scheduler, before and in its runs: fields `scheduler` and `shift` of `Conditions`."""
+    """What a plan asks of a scheduler, before and in its runs: fields `scheduler` and `shift` of `PlanScope`."""
     shift = getattr(getattr(scheduler, "config", None), "shift", None)
     shift = float(shift) if isinstance(shift, (int, float)) and not isinstance(shift, bool) else None
     return {"scheduler": type(scheduler).__name__, "shift": shift}
 
 
 def schedule_facts(plan: Plan, scheduler: Any, steps: int | None) -> dict[str, Any]:
-    """What a plan asks of the run that a scheduler is about to begin: fields of `Conditions`.
+    """What a plan asks of the run that a scheduler is about to begin: fields of `PlanScope`.
 
     Where a scheduler has its noise levels on an accelerator and the plan compares them, they are read back here, once
     for each branch and before the first step.
@@ -106,22 +107,22 @@ def schedule_facts(plan: Plan, scheduler: Any, steps: int | None) -> dict[str, A
     if not isinstance(known, int):
         return {}
     sigmas: Any = getattr(scheduler, "sigmas", None)
-    asked = plan.conditions.sigmas is not None and plan.conditions.resolution is not None
+    asked = plan.scope.sigmas is not None and plan.scope.resolution is not None
     told = asked and isinstance(sigmas, torch.Tensor) and len(sigmas) >= known
     return {"num_inference_steps": known - begin, "sigmas": sigmas[begin:known].tolist() if told else None}
 
 
 def transformer_facts(plan: Plan, module: torch.nn.Module | None) -> dict[str, Any]:
-    """What a plan asks of a transformer: fields of `Conditions`. The digest is made only where the plan has one."""
+    """What a plan asks of a transformer: fields of `PlanScope`. The digest is made only where the plan has one."""
     if module is None:
         return {}
     digest = None
-    if plan.conditions.weights is not None and (digest := weights_digest(module)) is None:
+    if plan.scope.weights is not None and (digest := weights_digest(module)) is None:
         logger.warning("cache_dit: weights on the meta device cannot be compared with those of the plan")
     return {"weights": digest, "dtype": parameter_dtype(module)}
 
 
 def latent_facts(latent: Any) -> dict[str, Any]:
-    """What a plan asks of the transformer's first input: field `resolution` of `Conditions`, where it is a tensor."""
+    """What a plan asks of the transformer's first input: field `resolution` of `PlanScope`, where it is a tensor."""
     known = isinstance(latent, torch.Tensor) and latent.dim() > 1
     return {"resolution": latent_tokens(latent.shape)} if known else {}

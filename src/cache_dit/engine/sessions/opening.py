@@ -14,7 +14,8 @@ from cache_dit.engine.forward.samplewise import RowsLane
 from cache_dit.engine.forward.shards import settle
 from cache_dit.engine.forward.stepwise import Lane
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.plans.plan import Conditions, Plan
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.policies.calibration import PolicyCalibration
 from cache_dit.engine.policies.prune import PrunePolicy
 from cache_dit.engine.policies.registry import make_policy
@@ -47,7 +48,7 @@ def policy_maker(
     *,
     model_class: str,
     scheduler: Any,
-    run: Callable[[Plan], Conditions],
+    run: Callable[[Plan], PlanScope],
 ) -> Callable[..., Any]:
     """What makes the policy of a branch of a chain.
 

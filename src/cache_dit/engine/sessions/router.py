@@ -19,7 +19,8 @@ from cache_dit.engine.forward.chain import Chain, IdleRole
 from cache_dit.engine.forward.observe import ObserverRole, observed_module, observes
 from cache_dit.engine.forward.stepwise import Pass
 from cache_dit.engine.options import ChainOptions, checked
-from cache_dit.engine.plans.plan import Conditions, Plan, branch_name
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.scope import PlanScope, branch_name
 from cache_dit.engine.policies.plan import departure
 from cache_dit.engine.sessions.call_reader import CallReader, sigma_of
 from cache_dit.engine.sessions.model_facts import latent_facts, schedule_facts, scheduler_facts, transformer_facts
@@ -105,15 +106,15 @@ class Requests:
     def check(self, options: Sequence[ChainOptions], scheduler: Any = None) -> list[ChainOptions]:
         """The options of all chains, once it is clear that they can work here."""
         for one, (chain, _) in zip(options, self.chains, strict=True):
-            checked(one, chain, self.model_class, functools.partial(self.run_conditions, scheduler))
+            checked(one, chain, self.model_class, functools.partial(self.run_scope, scheduler))
             if observes(one):
                 observed_module(chain)
         return list(options)
 
-    def run_conditions(self, scheduler: Any, plan: Plan) -> Conditions:
+    def run_scope(self, scheduler: Any, plan: Plan) -> PlanScope:
         """What a plan can know of any run here: the transformer, and the scheduler where there is one."""
         facts = {} if scheduler is None else scheduler_facts(scheduler)
-        return Conditions(model_class=self.model_class, **transformer_facts(plan, self._module()), **facts)
+        return PlanScope(model_class=self.model_class, **transformer_facts(plan, self._module()), **facts)
 
     def configure(self, options: Sequence[ChainOptions], scheduler: Any = None) -> None:
         """Take other options for the requests to come, and end those that are open.
@@ -346,13 +347,13 @@ class Requests:
         """What makes the policy of a branch of a chain; ``latent`` is the transformer's first input, or None."""
         scheduler = request.scheduler
 
-        def run(plan: Plan) -> Conditions:
+        def run(plan: Plan) -> PlanScope:
             steps = request.steps(options.cache.num_inference_steps)
             facts: dict[str, Any] = {"num_inference_steps": steps, **latent_facts(latent)}
             if scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
                 facts |= schedule_facts(plan, scheduler, steps)
-            weighs = plan.conditions.weights is not None
-            known: Conditions = session.known.get(weighs) or self.run_conditions(scheduler, plan)
+            weighs = plan.scope.weights is not None
+            known: PlanScope = session.known.get(weighs) or self.run_scope(scheduler, plan)
             session.known[weighs] = known
             return replace(known, **facts)
 
@@ -372,4 +373,4 @@ class Requests:
 def _planned_steps(options: Sequence[ChainOptions]) -> int | None:
     """The steps that a plan was made for, or None."""
     plan = options[0].cache.plan
-    return None if plan is None else plan.conditions.num_inference_steps
+    return None if plan is None else plan.scope.num_inference_steps

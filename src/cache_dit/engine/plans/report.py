@@ -1,0 +1,96 @@
+"""A plan, and what a request made of it, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cache_dit.engine.plans.point import PlanPoint, Quality
+from cache_dit.engine.plans.scope import PlanScope
+
+
+def described(scope: PlanScope, points: Sequence[PlanPoint], chosen: int | None, note: str) -> list[str]:
+    """What a plan is for, then its points in a line each, with an arrow at the chosen one, and its note."""
+    facts = [
+        f"{scope.num_inference_steps} steps",
+        scope.scheduler,
+        None if scope.branches is None else f"branches {', '.join(scope.branches)}",
+        None if scope.resolution is None else f"{scope.resolution} latent tokens",
+        scope.dtype,
+    ]
+    lines = [f"plan for {scope.model_class or 'any model'}: {', '.join(fact for fact in facts if fact)}"]
+    rows = [("", "full steps", "ideal speed-up", "quality")]
+    for point in points:
+        mark = "→" if point.full_steps == chosen else ""
+        rows.append((mark, f"{point.full_steps} of {point.steps}", f"{point.ideal_speedup:.2f}", _told(point)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [] if chosen is not None else ["no point is chosen: see plan.select"]
+    return [*lines, *([f"note: {note}"] if note else [])]
+
+
+def _told(point: PlanPoint) -> str:
+    quality = point.quality
+    return "not known" if quality is None else f"{quality} ({quality.pictures} pictures, {_source(point, quality)})"
+
+
+def _source(point: PlanPoint, quality: Quality) -> str:
+    if point.measured is None:
+        return "predicted"
+    return "kept apart" if quality.held_out else "measured"
+
+
+def table(points: Sequence[PlanPoint], chosen: int | None) -> list[str]:
+    """The points in Markdown, with their schedules."""
+    heads = ("", "full steps", "ideal ×", "measured ×", "mean", "5th percentile", "minimum", "pictures", "schedule")
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    return lines + [f"| {' | '.join(_cells(point, chosen))} |" for point in points]
+
+
+def _cells(point: PlanPoint, chosen: int | None) -> list[str]:
+    quality = point.quality
+    told = ["–"] * 4
+    if quality is not None:
+        told = [f"{value:.1f}" for value in (quality.mean, quality.p5, quality.minimum)]
+        told[0] += f" ({quality.low:.1f}–{quality.high:.1f})"
+        told.append(f"{quality.pictures} {_source(point, quality)}")
+    measured = "–" if point.measured_speedup is None else f"{point.measured_speedup:.2f}"
+    masks = "; ".join(f"{name} {schedule.text}" for name, schedule in sorted(point.branches.items()))
+    mark = "→" if point.full_steps == chosen else ""
+    return [mark, f"{point.full_steps} of {point.steps}", f"{point.ideal_speedup:.2f}", measured, *told, masks]
+
+
+@dataclass(frozen=True)
+class PlanOutcome:
+    """What a request made of its plan.
+
+    Args:
+        name: the plan's, e.g. `12of28`.
+        quality: what it was measured, or else predicted, to have.
+        ideal_speedup: block calls without it over block calls with it, as planned.
+        unplanned: by branch, the steps that were not done as planned, with a reason code.
+        note: the plan's.
+    """
+
+    name: str
+    quality: Quality | None
+    ideal_speedup: float
+    unplanned: Mapping[str, Mapping[int, str]]
+    note: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether every step was done as planned."""
+        return not any(self.unplanned.values())
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        told = [f"plan {self.name}: {self.quality or 'quality unknown'}, ideal speed-up {self.ideal_speedup:.2f}"]
+        told += [self.note] if self.note else []
+        for branch, steps in self.unplanned.items():
+            if steps:
+                done = ", ".join(f"{step} ({why})" for step, why in steps.items())
+                told.append(f"not as planned: {branch}: steps {done}")
+        if self.kept:
+            told[0] += "; every step was done as planned"
+        return told
