@@ -13,11 +13,14 @@ from cache_dit.config import (
     BasicCacheConfig,
     CacheType,
     DBCacheConfig,
+    DBPruneConfig,
     ExtraCacheConfig,
+    TaylorSeerCalibratorConfig,
     block_range,
     cache_type,
     steps_mask,
 )
+from cache_dit.config.base import SparseConfig
 from cache_dit.errors import CacheDitError, ConfigError
 
 MASK = "a list of at least one 0 (may be cached) or 1 (compute), or one of slow, medium, fast, ultra"
@@ -365,18 +368,25 @@ def test_strify_is_the_tag_that_file_names_carry() -> None:
 def test_options_decisions_and_masks_need_neither_torch_nor_yaml() -> None:
     modules = ["config", "errors", "config.masks", "engine.policies.registry", "engine.predictors.registry"]
     code = (
-        "import sys, types, pathlib\n"
-        "root = pathlib.Path(sys.argv[1])\n"
-        "package = sys.modules['cache_dit'] = types.ModuleType('cache_dit')\n"  # its own __init__ imports torch
-        "package.__path__ = [str(root)]\n"
-        f"for name in {modules!r}:\n"
-        "    __import__('cache_dit.' + name)\n"
+        f"import sys, {', '.join(f'cache_dit.{name}' for name in modules)}\n"
         "sys.exit('torch' in sys.modules or 'yaml' in sys.modules)\n"
     )
-    import cache_dit
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
-    root = cache_dit.__path__[0]
-    assert subprocess.run([sys.executable, "-c", code, root], check=False).returncode == 0
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        (DBCacheConfig(), "DBCacheConfig()"),
+        (DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=8), "DBCacheConfig(Fn_compute_blocks=1)"),
+        (DBCacheConfig().reset(max_warmup_steps=8), "DBCacheConfig().reset(max_warmup_steps=8)"),
+        (DBPruneConfig(non_prune_block_ids=[3]), "DBPruneConfig(non_prune_block_ids=[3])"),
+        (TaylorSeerCalibratorConfig(taylorseer_order=2), "TaylorSeerCalibratorConfig(taylorseer_order=2)"),
+    ],
+)
+def test_a_configuration_is_shown_as_the_call_that_makes_it(config: SparseConfig, shown: str) -> None:
+    assert repr(config) == shown
+    assert eval(shown) == config
 
 
 @pytest.mark.parametrize("arguments", [("0", 10, 2), (0, 10.0, 2), (0, 10, None)])

@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cache_dit.errors import ConfigError
@@ -130,7 +130,7 @@ def joined(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**under, **{name: laid_over(under.get(name), value) for name, value in over.items()}}
 
 
-@dataclass
+@dataclass(repr=False)
 class SparseConfig:
     """Base of the configuration dataclasses: any field may be None, which means "not given here".
 
@@ -230,6 +230,17 @@ class SparseConfig:
     def given(self) -> dict[str, Any]:
         """A deep copy of the fields that are not None, by name."""
         return {name: value for name, value in self.as_dict().items() if value is not None}
+
+    def __repr__(self) -> str:
+        """The call that makes it: what differs from the defaults, or of a sparse one what is given."""
+        usual = {
+            one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(self)
+        }
+        values = {name: getattr(self, name) for name in usual}
+        sparse = any(value is None and usual[name] is not None for name, value in values.items())
+        left_out = dict.fromkeys(usual) if sparse else usual
+        shown = ", ".join(f"{name}={value!r}" for name, value in values.items() if value != left_out[name])
+        return f"{type(self).__name__}{'().reset' if sparse else ''}({shown})"
 
     @classmethod
     def field_names(cls) -> list[str]:

@@ -189,7 +189,7 @@ def _tag(value: Any, shown: Callable[[Any], object] = str) -> str:
     return "-" if value is None else str(shown(value))
 
 
-@dataclass
+@dataclass(repr=False)
 class BasicCacheConfig(SparseConfig):
     """When the cache may skip work, and how much of the model always runs.
 
@@ -433,6 +433,6 @@ class BasicCacheConfig(SparseConfig):
         ]
 
 
-@dataclass
+@dataclass(repr=False)
 class DBCacheConfig(BasicCacheConfig):
     """The options of DBCache: those of `BasicCacheConfig`, which describes each of them."""

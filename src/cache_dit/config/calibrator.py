@@ -26,7 +26,7 @@ def _order_tag(short: str, long: str, order: int | None, details: bool) -> str:
     return f"{long}_O({order})" if details else f"{short}O{order}"
 
 
-@dataclass
+@dataclass(repr=False)
 class CalibratorConfig(SparseConfig):
     """How cached steps are predicted from the computed ones. By default they reuse the last computed one.
 
@@ -70,7 +70,7 @@ class CalibratorConfig(SparseConfig):
         return "CalibratorBase"
 
 
-@dataclass
+@dataclass(repr=False)
 class TaylorSeerCalibratorConfig(CalibratorConfig):
     """Cached steps are extrapolated by the Taylor polynomial through the last computed ones.
 
@@ -108,7 +108,7 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
         return _order_tag("T1", "TaylorSeer", self.taylorseer_order, details) + damped
 
 
-@dataclass
+@dataclass(repr=False)
 class FoCaCalibratorConfig(CalibratorConfig):
     """Cached steps are forecast from the last computed ones and then corrected (FoCa, arXiv 2508.16211).
 
@@ -127,7 +127,7 @@ class FoCaCalibratorConfig(CalibratorConfig):
         return "FoCa"
 
 
-@dataclass
+@dataclass(repr=False)
 class DMDCalibratorConfig(CalibratorConfig):
     """Cached steps are extrapolated by dynamic mode decomposition of the last computed ones.
 
@@ -170,7 +170,7 @@ class DMDCalibratorConfig(CalibratorConfig):
         return (f"DMD_H({self.dmd_history})" if details else f"DMDH{self.dmd_history}") + precision
 
 
-@dataclass
+@dataclass(repr=False)
 class HermiteCalibratorConfig(CalibratorConfig):
     """Cached steps are extrapolated by scaled Hermite polynomials, a damped Taylor (HiCache, arXiv 2508.16984).
 
@@ -203,7 +203,7 @@ class HermiteCalibratorConfig(CalibratorConfig):
         return _order_tag("Hermite", "Hermite", self.hermite_order, details)
 
 
-@dataclass
+@dataclass(repr=False)
 class NewtonCalibratorConfig(CalibratorConfig):
     """Cached steps are extrapolated by Newton's form of the polynomial through the last computed ones.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
+@dataclass(repr=False)
 class ExtraCacheConfig(SparseConfig):
     """How the diff of a step is measured; goes into `DBCacheConfig(extra_cache_config=…)`.
 

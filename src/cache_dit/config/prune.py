@@ -17,7 +17,7 @@ def _check_block_ids(name: str, value: Any) -> None:
         raise bad_value(name, value, "a list of block ids, integers >= 0")
 
 
-@dataclass
+@dataclass(repr=False)
 class DBPruneConfig(BasicCacheConfig):
     """The options of DBPrune, which skips single blocks: those whose input hardly changed since they last ran.
 

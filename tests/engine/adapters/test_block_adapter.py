@@ -412,3 +412,20 @@ def test_an_adapter_is_checked_without_being_changed() -> None:
     assert not BlockAdapter.is_parallelized(adapter)
     names = [name for names in BlockAdapter.unique(adapter).unique_blocks_name for name in names]
     assert len(set(names)) == 2
+
+
+# -- what it shows
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_adapter_shows_blocks_by_number_and_class_and_no_module(normalized: bool) -> None:
+    model = Toy("0", (3, 4))
+    described = BlockAdapter(transformer=model, blocks=model.lists, forward_pattern=P0)
+    if normalized:
+        described.targets()
+    shown = repr(described)
+    block = type(model.blocks[0]).__name__
+    for part in ("transformer=", "Toy", f"[3 × {block}, 4 × {block}]", "['blocks', 'blocks_1']", "Pattern_0"):
+        assert part in shown
+    assert "\n" not in shown and len(shown) < 400
+    assert "allow_prefixes" not in shown

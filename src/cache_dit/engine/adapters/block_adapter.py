@@ -22,6 +22,7 @@ from cache_dit.engine.adapters.normalize import (
     names_by_identity,
     nested_depth,
     per_transformer,
+    shortly,
     spread,
 )
 from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, JOINS, ForwardPattern, Join
@@ -51,7 +52,7 @@ class FakeDiffusionPipeline:
         self.transformer = transformer
 
 
-@dataclass
+@dataclass(repr=False)
 class BlockAdapter:
     """Describes where a model's blocks are and how they are called, for a model without a record of its own.
 
@@ -150,6 +151,15 @@ class BlockAdapter:
             self._find_blocks()
         if self.blocks is not None and self.blocks_name is None and self.transformer is not None:
             self.blocks_name = names_by_identity(as_list(self.transformer), self.blocks)
+
+    def __repr__(self) -> str:
+        """What is described, without the modules themselves and what is as usual."""
+        hidden = ("pipe", "unique_blocks_name", "dummy_blocks_names", "skip_post_init")
+        plain = BlockAdapter(skip_post_init=True)
+        shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
+        told = [f"{name}={shortly(value)}" for name, value in shown.items() if value != getattr(plain, name)]
+        pipe = [] if self.pipe is None else [f"pipe={type(self.pipe).__name__}"]
+        return f"BlockAdapter({', '.join(pipe + told)})"
 
     def _find_blocks(self) -> None:
         if isinstance(self.transformer, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,22 @@ def block_io(block: torch.nn.Module, blocks: BlockList, *, strict: bool) -> Bloc
     inner = getattr(block, "_orig_mod", block)  # a compiled block: its wrapper's forward says nothing
     hidden, encoder = blocks.streams
     return BlockIO(type(inner), blocks.pattern, hidden=hidden, encoder=encoder, strict=strict)
+
+
+def shortly(value: Any) -> str:
+    """A description for people: a module by its class, blocks by their number and class."""
+    if isinstance(value, (list, tuple, torch.nn.ModuleList)):
+        parts = [shortly(item) for item in value]
+        if not any(_is_module(item) for item in value):
+            return f"[{', '.join(parts)}]"
+        return " + ".join(f"{count} × {name}" for name, count in Counter(parts).items())
+    if _is_module(value):
+        return type(value).__name__
+    return value.name if isinstance(value, ForwardPattern) else repr(value)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, torch.nn.Module) and not isinstance(value, torch.nn.ModuleList)
 
 
 def nested_depth(value: Any) -> int:
