@@ -27,11 +27,11 @@ ORDER = (
     "planning",
     *("report", "demo", "generate", "serve"),
     "cli",
-    *("callable_module", "caching", "compat", "distributed", "utils", "__init__"),
+    *("callable_module", "compat", "caching", "utils", "__init__"),
 )
 
 #: Public names and the reference's paths: nothing below them imports them.
-PUBLIC = ("caching", "compat", "distributed", "utils", "__init__")
+PUBLIC = ("caching", "compat", "utils", "__init__")
 
 #: Imports that are still against the order, as (importer, imported). This list only shrinks: an entry that is not
 #: needed any more fails.

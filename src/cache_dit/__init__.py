@@ -14,8 +14,15 @@ REFERENCE_API = "1.2.0"
 """The version of the package cache-dit of which this one has the public names, with their arguments."""
 
 if _TYPE_CHECKING:
-    from cache_dit.api import disable_cache, enable_cache, get_adapter, refresh_context, supported_pipelines
-    from cache_dit.caching.patch_functors import PatchFunctor
+    from cache_dit.api import (
+        disable_cache,
+        enable_cache,
+        get_adapter,
+        parse_extra_modules,
+        refresh_context,
+        supported_pipelines,
+    )
+    from cache_dit.caching.functors import PatchFunctor
     from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig, block_range, cache_type
     from cache_dit.config.calibrator import (
         CalibratorConfig,
@@ -26,7 +33,14 @@ if _TYPE_CHECKING:
         TaylorSeerCalibratorConfig,
     )
     from cache_dit.config.extra import ExtraCacheConfig
-    from cache_dit.config.loading import load_cache_config, load_configs, load_options, load_parallelism_config
+    from cache_dit.config.loading import (
+        load_attn_backend_config,
+        load_cache_config,
+        load_configs,
+        load_options,
+        load_parallelism_config,
+        load_quantize_config,
+    )
     from cache_dit.config.masks import steps_mask
     from cache_dit.config.modifier import ParamsModifier
     from cache_dit.config.parallelism import ParallelismBackend, ParallelismConfig
@@ -62,8 +76,11 @@ else:
     __getattr__, __dir__ = _lazy_names(
         __name__,
         {
-            "api": ("disable_cache", "enable_cache", "get_adapter", "refresh_context", "supported_pipelines"),
-            "caching.patch_functors": ("PatchFunctor",),
+            "api": (
+                *("disable_cache", "enable_cache", "get_adapter", "parse_extra_modules", "refresh_context"),
+                "supported_pipelines",
+            ),
+            "caching.functors": ("PatchFunctor",),
             "config.cache": ("BasicCacheConfig", "CacheType", "DBCacheConfig", "block_range", "cache_type"),
             "config.cache:CacheType": ("NONE", "DBCache", "DBPrune"),
             "config.calibrator": (
@@ -71,7 +88,10 @@ else:
                 *("NewtonCalibratorConfig", "TaylorSeerCalibratorConfig"),
             ),
             "config.extra": ("ExtraCacheConfig",),
-            "config.loading": ("load_cache_config", "load_configs", "load_options", "load_parallelism_config"),
+            "config.loading": (
+                *("load_attn_backend_config", "load_cache_config", "load_configs", "load_options"),
+                *("load_parallelism_config", "load_quantize_config"),
+            ),
             "config.masks": ("steps_mask",),
             "config.modifier": ("ParamsModifier",),
             "config.parallelism": ("ParallelismBackend", "ParallelismConfig"),
@@ -150,10 +170,13 @@ __all__ = [
     "get_adapter",
     "init_logger",
     "inspect",
+    "load_attn_backend_config",
     "load_cache_config",
     "load_configs",
     "load_options",
     "load_parallelism_config",
+    "load_quantize_config",
+    "parse_extra_modules",
     "plan",
     "preset",
     "refresh_context",

@@ -8,9 +8,21 @@ import os
 import sys
 from pathlib import Path
 
+from cache_dit.envs import ENV
 from cache_dit.errors import ConfigError
 
-_FORMAT = logging.Formatter("%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s", "%m-%d %H:%M:%S")
+
+class NewLineFormatter(logging.Formatter):
+    """Begins each line of a message of several lines as the first one, so that each can be searched for alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's lines."""
+        text = super().format(record)
+        head, found, _ = text.partition(message := record.message)
+        return text.replace("\n", f"\n{head}") if found and "\n" in message else text
+
+
+_FORMAT = NewLineFormatter("%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s", "%m-%d %H:%M:%S")
 
 
 class _Stdout(logging.Handler):
@@ -45,13 +57,13 @@ def init_logger(name: str) -> logging.Logger:
         ConfigError: the level is unknown.
     """
     logger = logging.getLogger(name)
-    level = os.environ.get("CACHE_DIT_LOG_LEVEL", "info").upper()
+    level = str(ENV.CACHE_DIT_LOG_LEVEL).upper()
     try:
         logger.setLevel(level)
     except ValueError as error:
         raise ConfigError(f"CACHE_DIT_LOG_LEVEL={level!r} is unknown: pass debug, info, warning, error") from error
     logger.propagate = False
-    for handler in _handlers(os.environ.get("CACHE_DIT_LOG_DIR")):
+    for handler in _handlers(ENV.CACHE_DIT_LOG_DIR):
         logger.addHandler(handler)  # once: a handler that is there already is not added again
     return logger
 

@@ -23,6 +23,7 @@ from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
+from cache_dit.models.catalog import supported_matrix  # noqa: F401 - the reference has it here too
 
 _QUANTILES = (0, 25, 50, 75, 95)
 

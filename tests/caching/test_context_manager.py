@@ -12,15 +12,9 @@ import torch
 
 import cache_dit
 from cache_dit import ConfigError, DBCacheConfig, TaylorSeerCalibratorConfig
-from cache_dit.caching.cache_contexts import (
-    CachedContext,
-    CachedContextManager,
-    ContextManager,
-    PrunedContext,
-    PrunedContextManager,
-    TaylorSeerCalibrator,
-    make_manager,
-)
+from cache_dit.caching.calibrators import TaylorSeerCalibrator
+from cache_dit.caching.contexts import CachedContext, PrunedContext
+from cache_dit.caching.manager import CachedContextManager, ContextManager, PrunedContextManager, make_manager
 from cache_dit.config import CacheType, DBPruneConfig, ExtraCacheConfig
 from cache_dit.engine.attach import manager as hook
 from cache_dit.engine.subclass import state_of

@@ -15,7 +15,6 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 
 import cache_dit
 from cache_dit.engine.subclass import STATE
-from tests.kit.equality import same
 from tests.kit.tiny_flux import (
     BLOCKS,
     blocks_of,
@@ -24,6 +23,7 @@ from tests.kit.tiny_flux import (
     expected_calls,
     flux_inputs,
     generate,
+    same,
     static_config,
     tiny_pipeline,
     tiny_transformer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from cache_dit.engine.adapters import registry
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, ForwardPattern, Join
 from cache_dit.engine.adapters.rules import CallRules
+from cache_dit.envs import ENV
 from cache_dit.errors import ConfigError
 from cache_dit.models.presets import DEFAULT, Preset
 
@@ -57,7 +57,7 @@ class ModelRecord:
         separate_cfg: whether conditional and unconditional calls take turns, for pipelines that do not name them.
         components: the pipeline's attributes that may hold a transformer.
         rules: which calls must compute, or are no step.
-        split_variable: an environment variable that, set to 0, makes each block list a chain of its own.
+        split_variable: a variable of `cache_dit.envs` that, set to 0, makes each block list a chain of its own.
         aliases: what the class names of further pipelines with its transformers begin with.
         presets: options that suit its checkpoints, by name; ``default`` is there where it has none of its own.
         package: where its classes are from.
@@ -80,7 +80,7 @@ class ModelRecord:
 
     def adapter(self, transformers: list[torch.nn.Module], pipe: Any = None) -> BlockAdapter:
         """The description of these transformers, all of this family."""
-        split = self.split_variable is not None and os.environ.get(self.split_variable) == "0"
+        split = self.split_variable is not None and not getattr(ENV, self.split_variable)
         described = [self._lists(transformer) for transformer in transformers]
         return BlockAdapter(
             pipe=pipe,

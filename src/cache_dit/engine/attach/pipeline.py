@@ -77,7 +77,16 @@ def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: M
 def cached_pipeline(base: Any, metaclass: Any) -> type:
     """The subclass of a pipeline's class: each call is a request of its own."""
 
-    class CachedPipeline(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
+    class _Kept(metaclass):  # type: ignore[misc]
+        """Servers delete ``_is_cached`` from the class, where the reference keeps it, to enable a second pipeline."""
+
+        def __delattr__(cls, name: str) -> None:
+            if name != "_is_cached":
+                super().__delattr__(name)
+
+    class CachedPipeline(base, metaclass=_Kept):  # type: ignore[misc]
+        _is_cached = True
+
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             state = self.__dict__.get(STATE)
@@ -89,5 +98,14 @@ def cached_pipeline(base: Any, metaclass: Any) -> type:
                     return super().__call__(*args, **kwargs)
                 finally:
                     state.end(request)
+
+        @property
+        def _context_manager(self) -> Any:
+            """The manager of the first transformer's cache, as servers ask a pipeline for it."""
+            return next(iter(self.__dict__[STATE].transformers.values()))._context_manager
+
+        @_context_manager.setter
+        def _context_manager(self, manager: Any) -> None:
+            next(iter(self.__dict__[STATE].transformers.values()))._context_manager = manager
 
     return CachedPipeline

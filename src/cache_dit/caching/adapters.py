@@ -1,4 +1,5 @@
-"""Descriptions of models: your own, those that you register, and those of the built-in families.
+"""Descriptions of models: your own, those that you register, and those of the built-in families; and the class form
+of ``enable_cache``.
 
 There is one function per family with a record, such as ``flux_adapter(pipe, **options)``: it gives the description of
 a pipeline or transformer of this family, with the given fields of ``BlockAdapter`` in place of the record's.
@@ -8,18 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from cache_dit.api import enable_cache
+from cache_dit.caching.subclassed import Subclassed
 from cache_dit.config.base import unknown_key
-from cache_dit.config.modifier import ParamsModifier
-from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
+from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.engine.adapters.normalize import as_list
 from cache_dit.engine.adapters.registry import AdapterFunction, register
 from cache_dit.errors import UnsupportedModelError
 from cache_dit.models import adapter_of, known_pipelines, record_of
 from cache_dit.models.record import known_families, recorded_adapter
 
-__all__ = ["BlockAdapter", "BlockAdapterRegister", "FakeDiffusionPipeline", "ParamsModifier"]
+Cacheable = TypeVar("Cacheable")
 
 _SUFFIX = "_adapter"
 
@@ -73,6 +75,41 @@ class BlockAdapterRegister:
         """The number of families with a description, and what their class names begin with."""
         names = known_pipelines()
         return len(names), names
+
+
+class CachedAdapter(Subclassed):
+    """Puts a cache on: ``CachedAdapter.apply(pipe)`` and ``CachedAdapter()(pipe)`` are ``enable_cache(pipe)``."""
+
+    @classmethod
+    def apply(cls, pipe: Cacheable, **context_kwargs: Any) -> Cacheable:
+        """Put a cache on, as ``cache_dit.enable_cache`` does.
+
+        Args:
+            pipe: a pipeline, a ``BlockAdapter`` or a transformer.
+            **context_kwargs: the other arguments of ``enable_cache``.
+
+        Returns:
+            ``pipe`` itself.
+
+        Raises:
+            CacheDitError: as ``enable_cache``.
+        """
+        return enable_cache(pipe, **context_kwargs)
+
+    def __call__(self, pipe: Cacheable, **context_kwargs: Any) -> Cacheable:
+        """The same as ``apply``."""
+        return self.apply(pipe, **context_kwargs)
+
+
+def import_error_adapter(pipe: Any, **kwargs: Any) -> BlockAdapter:
+    """What stands for the function of a family that the installed diffusers does not have.
+
+    Raises:
+        UnsupportedModelError: always.
+    """
+    raise UnsupportedModelError(
+        f"the installed diffusers has no such model as {type(pipe).__name__}: upgrade diffusers, or pass a BlockAdapter"
+    )
 
 
 def _families() -> dict[str, str]:

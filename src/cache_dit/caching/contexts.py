@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from cache_dit.caching.cache_contexts.calibrators import Calibrator, CalibratorBase
+from cache_dit.caching.calibrators import Calibrator, CalibratorBase
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.extra import ExtraCacheConfig

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from cache_dit.caching.cache_contexts import CachedContext, CachedContextManager
+from cache_dit.caching.contexts import CachedContext
+from cache_dit.caching.manager import CachedContextManager
+from cache_dit.caching.subclassed import Subclassed
 from cache_dit.config.cache import CacheType
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.engine.adapters.pattern import BlockIO, ForwardPattern
@@ -14,22 +16,12 @@ from cache_dit.engine.attach.manager import manager_of
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError, PatternMismatchError, SessionError
 
-__all__ = [
-    "CachedBlocks",
-    "CachedBlocks_Pattern_0_1_2",
-    "CachedBlocks_Pattern_3_4_5",
-    "PrunedBlocks",
-    "PrunedBlocks_Pattern_0_1_2",
-    "PrunedBlocks_Pattern_3_4_5",
-    "UnifiedBlocks",
-]
-
 _P = ForwardPattern
 _PAIRS = (_P.Pattern_0, _P.Pattern_1, _P.Pattern_2)
 _SINGLES = (_P.Pattern_3, _P.Pattern_4, _P.Pattern_5)
 
 
-class CachedBlocks(torch.nn.Module):
+class CachedBlocks(Subclassed, torch.nn.Module):
     """Calls blocks one after the other, as a model's loop does.
 
     Each block decides for itself whether it computes, since blocks are intercepted where they stand: with a cache on
@@ -193,3 +185,11 @@ class UnifiedBlocks:
             cache_type,
             **kwargs,
         )
+
+
+def apply_stats(*args: Any, **kwargs: Any) -> None:
+    """Nothing: the statistics are the cache's own, and ``cache_dit.summary`` reads them there."""
+
+
+def remove_stats(*args: Any, **kwargs: Any) -> None:
+    """Nothing: no statistics were put on a module."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cache_dit.caching.cache_contexts.cache_context import CachedContext, PrunedContext
-from cache_dit.config.base import as_number, bad_value
+from cache_dit.api import refresh_context
+from cache_dit.caching.contexts import CachedContext, PrunedContext
+from cache_dit.caching.subclassed import Subclassed
+from cache_dit.config.base import as_number
 from cache_dit.config.cache import CacheType
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.attach import manager as hook
@@ -41,7 +44,11 @@ _INSTEAD = {
 }
 
 
-class CachedContextManager:
+class ContextNotExistError(ConfigError):
+    """A context of a name that no chain of blocks has."""
+
+
+class CachedContextManager(Subclassed):
     """A view of the cache on one transformer: what it tells is of the request of this thread or task, or the latest.
 
     To decide yourself whether a step may be skipped, replace ``similarity``: in a subclass, whose instance you assign
@@ -126,10 +133,13 @@ class CachedContextManager:
             name: the chain; None: the first.
 
         Raises:
-            ConfigError: there is no such chain.
+            ContextNotExistError: there is no such chain.
             SessionError: this manager is on no transformer.
         """
-        session, index = self._session(), self._index(name)
+        return self._context(self._index(name), self._session())
+
+    def _context(self, index: int, session: Session | None) -> CachedContext:
+        """What a session holds for a chain; None: a chain whose request has not begun."""
         chain, options = self._bound.chains[index]
         if session is not None:  # a request may have options of its own
             options = session.options[index]
@@ -148,6 +158,34 @@ class CachedContextManager:
             self._fill(context, branches(lanes))
             context.transformer_executed_steps = sum(len(_records(lane)) for lane in lanes.values())
         return context
+
+    def reset_context(self, name: str | None = None, **options: Any) -> CachedContext:
+        """Begin a new request on the transformer, as ``cache_dit.refresh_context`` does; see there.
+
+        Args:
+            name: the chain whose context is given back; None: the first. The request is of all chains.
+            **options: the options that change.
+
+        Raises:
+            ContextNotExistError: there is no such chain.
+            ConfigError: an option is unknown or wrong; the old options then stay.
+            SessionError: this manager is on no transformer.
+        """
+        index = self._index(name)
+        refresh_context(self._bound.owner(), **options)
+        return self._context(index, None)
+
+    @contextlib.contextmanager
+    def enter_context(self, context: CachedContext | str | None = None) -> Iterator[CachedContext]:
+        """A block in which a context is at hand; blocks find theirs by themselves, in it and outside of it.
+
+        Args:
+            context: the context, or its name, as in ``get_context``.
+
+        Raises:
+            ContextNotExistError, SessionError: as ``get_context``.
+        """
+        yield self.get_context(context.name if isinstance(context, CachedContext) else context)
 
     @staticmethod
     def _fill(context: CachedContext, lanes: Sequence[BaseLane]) -> None:
@@ -216,7 +254,7 @@ class CachedContextManager:
         if name is None:
             return 0
         if name not in names:
-            raise bad_value("name", name, f"one of the chains {', '.join(names)}")
+            raise ContextNotExistError(f"name={name!r} is not valid: expected one of the chains {', '.join(names)}")
         return names.index(name)
 
     @property

@@ -8,21 +8,9 @@ from __future__ import annotations
 
 import abc
 import logging
-import os
 from typing import Any
 
-__all__ = [
-    "ChromaPatchFunctor",
-    "DiTPatchFunctor",
-    "FluxPatchFunctor",
-    "HiDreamPatchFunctor",
-    "HunyuanDiTPatchFunctor",
-    "LTX2PatchFunctor",
-    "PatchFunctor",
-    "QwenImageControlNetPatchFunctor",
-    "WanVACEPatchFunctor",
-    "ZImageControlNetPatchFunctor",
-]
+from cache_dit.envs import ENV
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +31,7 @@ class PatchFunctor(abc.ABC):
             transformer: the transformer.
             *args, **kwargs: for the functor.
         """
-        unchecked = os.environ.get("CACHE_DIT_PATCH_FUNCTOR_DISABLE_DIFFUSERS_CHECK", "0") == "1"
-        if unchecked or self.is_from_diffusers(transformer):
+        if ENV.CACHE_DIT_PATCH_FUNCTOR_DISABLE_DIFFUSERS_CHECK or self.is_from_diffusers(transformer):
             return self._apply(transformer, *args, **kwargs)
         logger.warning(
             "cache_dit: %s is not of diffusers: %s leaves it as it is; set "
