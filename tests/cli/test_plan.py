@@ -33,6 +33,10 @@ def test_a_plan_is_made_told_and_written(tmp_path: Path, capsys: pytest.CaptureF
         (["--model", "demo", "--prompts", "some.txt", "--out", "gone/plan.json"], "its folder is not there"),
         (["--model", "demo", "--prompts", "some.txt", "--speedup", "2", "--curve"], "not allowed with"),
         (["--model", "demo", "--prompts", "some.txt", "--call", "[1]"], "a JSON object"),
+        (
+            ["--model", "demo", "--prompts", "some.txt", "--call", '{"guidance_scal": 3}'],
+            "--call: call of DemoPipeline: unknown key 'guidance_scal'; did you mean 'guidance_scale'?",
+        ),
         (["--model", "demo", "--prompts", "some.txt", "--target-psnr", "high"], "a number of at least 0"),
     ],
 )

@@ -21,7 +21,7 @@ from cache_dit.planning import plan
 from cache_dit.planning.inputs import Targets
 from cache_dit.planning.planner import weightings
 from cache_dit.planning.report import lines, rich_table, save_plot, schedule_text
-from cache_dit.planning.runs import key_of
+from cache_dit.planning.trials import key_of
 
 STEPS = 6
 ONE = PlanPoint(2, {"*": BranchSchedule("1001")})
@@ -172,6 +172,7 @@ def test_a_bare_transformer_is_planned_by_a_function_that_runs_it(pipe: Any) -> 
         ({"holdout": 1.5}, "holdout=1.5"),
         ({"predictors": ["cubic"]}, "cubic"),
         ({"start": "plan.json"}, "a Plan, e.g. what plan.adapt"),
+        ({"call": {"no_such": 1}}, "call of DemoPipeline: unknown key 'no_such'"),
         ({"start": Plan(PlanScope(num_inference_steps=4), (ONE,))}, r"pass what its adapt\(6\) gives"),
     ],
 )

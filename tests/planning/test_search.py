@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
+from cache_dit.engine.plans.schedule import GapRule
 from cache_dit.errors import ConfigError
-from cache_dit.planning.per_branch import BranchObjective, splits
 from cache_dit.planning.search import Objective, Schedule, best_schedules, even, neighbours, plain
 
 REUSE, LINE, DAMPED, BENT = GapRule(), GapRule(1), GapRule(1, 0.4), GapRule(2, 0.7)
@@ -165,33 +164,3 @@ def test_moves_keep_the_number_of_full_steps_and_the_ends() -> None:
 def test_rules_that_make_no_difference_are_the_default() -> None:
     schedule = Schedule((1, 0, 1, 1, 0, 1), (LINE, LINE, LINE, LINE))
     assert plain(schedule, REUSE).rules == (REUSE, REUSE, LINE, REUSE)
-
-
-def test_branches_with_one_schedule_cost_what_their_mixture_does() -> None:
-    one, other = walk(9, 1), walk(9, 2)
-    rho = (0.6, -0.4)
-    stacked = np.concatenate([one, other])
-    mixture = rho[0] * one + rho[1] * other
-    weights = np.linspace(1, 2, 9)
-    common = Objective(mixture @ mixture.T, weights, 0.7, RULES)
-    apart = BranchObjective(stacked @ stacked.T, rho, weights, 0.7)
-    schedule = Schedule((1, 0, 1, 1, 0, 0, 1, 0, 1), (REUSE, LINE, DAMPED, LINE, REUSE))
-    branch = BranchSchedule(schedule.mask, schedule.rules)
-    assert apart.cost([branch, branch]) == pytest.approx(common.cost(schedule))
-
-
-def test_a_branch_that_hardly_changes_gives_its_full_steps_to_the_other() -> None:
-    moving, still = walk(9, 1), np.ones((9, 30))
-    stacked = np.concatenate([moving, still])
-    base = even(9, 4, REUSE)
-    found = splits(BranchObjective(stacked @ stacked.T, (0.5, 0.5), np.ones(9), 0.5), ["cond", "uncond"], base)
-    assert found
-    assert sum(found[0]["cond"].mask) == 5
-    assert sum(found[0]["uncond"].mask) == 3
-
-
-def test_branches_whose_errors_cancel_keep_a_common_mask() -> None:
-    features = walk(9, 1)
-    stacked = np.concatenate([features, 1.01 * features])
-    base = even(9, 4, REUSE)
-    assert splits(BranchObjective(stacked @ stacked.T, (4.5, -3.5), np.ones(9), 0.5), ["cond", "uncond"], base) == []

@@ -15,14 +15,14 @@ from cache_dit.errors import ConfigError
 from cache_dit.planning.candidates import Candidate, Race
 from cache_dit.planning.inputs import Targets
 from cache_dit.planning.planner import _Planner
-from cache_dit.planning.runs import key_of, work_of
 from cache_dit.planning.search import Objective, Schedule
+from cache_dit.planning.trials import key_of, work_of
 
 STEPS, RULES = 12, (GapRule(), GapRule(1, 0.5))
 
 
 class Formula:
-    """Stands in for `Runs`: the PSNR of a schedule is its objective's, shifted from prompt to prompt."""
+    """Stands in for `Trials`: the PSNR of a schedule is its objective's, shifted from prompt to prompt."""
 
     def __init__(self) -> None:
         features = np.cumsum(np.random.default_rng(0).normal(size=(STEPS, 20)), axis=0)
@@ -67,7 +67,7 @@ def test_a_quality_that_no_plan_reaches_is_refused_with_the_best() -> None:
 
 def test_a_race_keeps_to_its_allowance_and_never_ends_below_its_first_proposal() -> None:
     made = planner(full_steps=5)
-    runs: Any = made.runs
+    runs: Any = made.trials
     first = made.race.proposals(5)[0]
     outcome = made._measure(5, 25.0)
     assert runs.work < 28
@@ -97,7 +97,7 @@ def test_where_little_work_is_allowed_the_plan_says_so() -> None:
 
 def test_the_curve_has_nine_points_from_two_thirds_to_a_sixth() -> None:
     made = planner()
-    made.runs.steps = 28
+    made.trials.steps = 28
     assert made._curve() == [19, 14, 12, 10, 9, 8, 7, 6, 5]
     made.points = [40]
     with pytest.raises(ConfigError, match="points=40"):

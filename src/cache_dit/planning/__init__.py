@@ -1,10 +1,10 @@
-"""Planning: which steps to compute and how to predict the others, for a quality or a speed-up.
+"""Everything that runs a model to find something out: plans, and what policies must know of a model.
 
-`gram.py` what a run's features say about every predictor; `probes.py` what an error counts for; `search.py` the best
-schedules by an objective, `split.py` with masks of their own for the branches; `runs.py` real runs, `watch.py` what is
-seen in an uncached one, `results.py` what they gave, `store.py` what is known of them; `trials.py` candidates raced in
-them; `forecast.py` from the objective to PSNR; `asked.py` what is asked for; `planner.py` all of it; `report.py` tables
-and plots.
+`runs` runs a model under observation; `calibrate` fits what policies need. For plans: `inputs` what is asked for,
+`features` what an uncached run shows, `gram` what that says about every predictor, `sensitivity` what an error counts
+for, `search` the best schedules by an objective and the PSNR they may have, `trials` runs under a schedule, `results`
+what they gave, `checkpoint` what is remembered of them, `candidates` schedules raced in them, `planner` all of it,
+`report` tables and plots.
 """
 
 from cache_dit.planning.planner import plan

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from cache_dit.api import cached_transformers, disable_cache, enable_cache
 from cache_dit.config.base import bad_value, check_choice, check_integer
 from cache_dit.config.cache import DBCacheConfig
+from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.attach import wrappers as dress
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
-from cache_dit.engine.forward.stepwise import BaseLane, Lane, Pass
+from cache_dit.engine.forward.stepwise import Pass
 from cache_dit.engine.policies.calibration import PolicyCalibration, fit_polynomial, magnitude_ratios
-from cache_dit.engine.sessions.session import Session, current_request
-from cache_dit.engine.state.measure import first_tensor, read_back, relative_l1_sums
+from cache_dit.engine.state.measure import read_back, relative_l1_sums
 from cache_dit.engine.subclass import put_on, state_of, take_off
 from cache_dit.errors import ConfigError
+from cache_dit.planning.runs import Observer, observable, observe
 
 
 @dataclass
@@ -35,10 +35,10 @@ class _Trail:
     outputs: list[torch.Tensor] = field(default_factory=list)
     latest: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def add(self, made: Pass, output: Any) -> None:
+    def add(self, made: Pass, result: torch.Tensor | None) -> None:
         """Take note of a step."""
         self.steps.append(made.call.step)
-        residual, modulated, result = made.run.snapshot_hidden, made.run.probe, first_tensor(output)
+        residual, modulated = made.run.snapshot_hidden, made.run.probe
         self.norms.append(torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).mean())
         if modulated is None or result is None:
             return
@@ -52,28 +52,19 @@ def _same_shape(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.shape == second.shape
 
 
-class _Watch:
-    """Told of the steps of a run: it keeps those of the first request, by branch.
-
-    Args:
-        state: of the transformer; only its first chain is looked at.
-    """
+class _Trails(Observer):
+    """Keeps the steps of the first request's first chain, by branch."""
 
     def __init__(self, state: TransformerState) -> None:
-        self.state = state
-        self.session: Session | None = None
-        self.scheduler: Any = None
-        self._trails: dict[BaseLane, _Trail] = {}
+        super().__init__(state)
+        self._by_lane: dict[Any, _Trail] = {}
 
-    def __call__(self, made: Pass, output: Any) -> None:
-        """Take note of a computed step."""
-        if self.session is None:
-            self.session = self.state.latest
-            self.scheduler = getattr(current_request(), "scheduler", None)
-        if made.run.snapshot_hidden is not None and self._branch(made.lane) is not None:
-            self._trails.setdefault(made.lane, _Trail()).add(made, output)
+    def see(self, made: Pass, output: torch.Tensor | None) -> None:
+        """Take note of a step."""
+        if self._branch(made.lane) is not None:
+            self._by_lane.setdefault(made.lane, _Trail()).add(made, output)
 
-    def _branch(self, lane: BaseLane) -> Hashable:
+    def _branch(self, lane: Any) -> Hashable:
         """The branch that a lane is of now; None: it is of another request or chain, or of a second pass."""
         lanes = {} if self.session is None else self.session.lanes
         return next((branch for (branch, *place), known in lanes.items() if known is lane and place == [0, 0]), None)
@@ -81,7 +72,7 @@ class _Watch:
     @property
     def trails(self) -> dict[Hashable, _Trail]:
         """What was seen, by branch."""
-        return {self._branch(lane): trail for lane, trail in self._trails.items()}
+        return {self._branch(lane): trail for lane, trail in self._by_lane.items()}
 
     @property
     def num_inference_steps(self) -> int:
@@ -89,7 +80,7 @@ class _Watch:
         session = self.session
         if session is not None and not session.counts_down and session.num_inference_steps is not None:
             return session.num_inference_steps
-        return 1 + max(trail.steps[-1] for trail in self._trails.values())
+        return 1 + max(trail.steps[-1] for trail in self._by_lane.values())
 
 
 def calibrate(
@@ -127,44 +118,18 @@ def calibrate(
     check_integer("degree", degree, minimum=0)
     if not callable(run):
         raise bad_value("run", run, "a function that makes one run, e.g. lambda: pipe(prompt, num_inference_steps=28)")
-    found = cached_transformers(pipe_or_transformer)
-    if not found:
-        enable_cache(pipe_or_transformer, DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
-        try:
-            return calibrate(pipe_or_transformer, run, policy=policy, path=path, degree=degree)
-        finally:
-            disable_cache(pipe_or_transformer)
-    if len(found) > 1:
-        raise ConfigError(
-            f"there are {len(found)} transformers: put the cache on the pipeline, then calibrate each by itself, e.g. "
-            "cache_dit.calibrate(pipe.transformer_2, run)"
-        )
-    state: TransformerState = state_of(found[0])
-    calibration = _fitted(_watched(state, run, policy), policy, degree, state.model_class)
+    config = DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0)
+    several = "put the cache on the pipeline, then calibrate each, e.g. cache_dit.calibrate(pipe.transformer_2, run)"
+    with observable(pipe_or_transformer, config, several=several) as state:
+        if any(isinstance(one.cache, DBPruneConfig) or one.cache.decision == "sample" for one in state.options):
+            raise ConfigError("calibrate looks at whole steps: enable a DBCacheConfig with decision='mean' first")
+        seen = _Trails(state)
+        with _seeing_modulated(state) if policy == "teacache" else contextlib.nullcontext():
+            observe(seen, run)
+        calibration = _fitted(seen, policy, degree)
     if path is not None:
         calibration.save(path)
     return calibration
-
-
-def _watched(state: TransformerState, run: Callable[[], Any], policy: str) -> _Watch:
-    """What a run without a cached step was like."""
-    if any(kind is not Lane for kind in state.lane_classes):
-        raise ConfigError("calibrate looks at whole steps: enable a DBCacheConfig with decision='mean' first")
-    watch = _Watch(state)
-    with _seeing_modulated(state) if policy == "teacache" else contextlib.nullcontext():
-        state.close_all()
-        state.observer = watch
-        try:
-            run()
-        finally:
-            state.close_all()
-            state.observer = None
-    if not watch.trails:
-        raise ConfigError(
-            "run() never called the transformer under torch.no_grad(), or no step of it had blocks to skip: nothing "
-            "was seen"
-        )
-    return watch
 
 
 @contextlib.contextmanager
@@ -182,28 +147,28 @@ def _seeing_modulated(state: TransformerState) -> Iterator[None]:
             take_off(module)
 
 
-def _fitted(watch: _Watch, policy: str, degree: int, model_class: str) -> PolicyCalibration:
+def _fitted(seen: _Trails, policy: str, degree: int) -> PolicyCalibration:
     """The calibration that a run makes."""
     branches: dict[Any, Any] = {}
     fits: dict[Any, float] = {}
-    for branch, trail in watch.trails.items():
+    for branch, trail in seen.trails.items():
         if policy == "magcache":
-            branches[branch] = _ratios_by_step(watch, trail)
+            branches[branch] = _ratios_by_step(seen, trail)
         else:
             branches[branch], fits[branch] = fit_polynomial(_ratios(trail.inputs), _ratios(trail.outputs), degree)
     return PolicyCalibration(
         policy=policy,
-        model_class=model_class,
-        num_inference_steps=watch.num_inference_steps,
-        scheduler=None if watch.scheduler is None else type(watch.scheduler).__name__,
+        model_class=seen.state.model_class,
+        num_inference_steps=seen.num_inference_steps,
+        scheduler=None if seen.scheduler is None else type(seen.scheduler).__name__,
         branches=branches,
         r_squared=fits,
     )
 
 
-def _ratios_by_step(watch: _Watch, trail: _Trail) -> list[float]:
+def _ratios_by_step(seen: _Trails, trail: _Trail) -> list[float]:
     """A ratio for each step of the request: 1 where the branch was left out, so that products stay right."""
-    length = max(watch.num_inference_steps, *(1 + trail.steps[-1] for trail in watch.trails.values()))
+    length = max(seen.num_inference_steps, *(1 + trail.steps[-1] for trail in seen.trails.values()))
     ratios = [1.0] * length
     for step, ratio in zip(trail.steps, magnitude_ratios(read_back(torch.stack(trail.norms))), strict=True):
         ratios[step] = ratio

@@ -6,18 +6,17 @@ proposal. Candidates are compared on the same prompts and the same noise, so tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
 
 from cache_dit.engine.plans.point import ANY_BRANCH, PlanPoint, Quality
 from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
-from cache_dit.planning.forecast import Forecast, best_fit
-from cache_dit.planning.per_branch import BranchObjective, splits
-from cache_dit.planning.runs import Runs, key_of, work_of
-from cache_dit.planning.search import Objective, Schedule, best_schedules, even, neighbours, plain
+from cache_dit.planning.search import Forecast, Objective, Schedule, best_fit, best_schedules, even, neighbours, plain
+from cache_dit.planning.trials import Trials, key_of, work_of
 
 _FINALISTS = 2
 """So many candidates at least are tried on all prompts of the search."""
@@ -30,32 +29,31 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A schedule in a race.
+    """A schedule in a race, the same for all branches of guidance.
 
     Args:
-        schedule: the one of all branches, or the one that a split began from.
-        branches: as the plan has it.
+        schedule: the schedule.
         origin: who proposed it, for people.
     """
 
     schedule: Schedule
-    branches: Mapping[str, BranchSchedule]
     origin: str
 
-    @classmethod
-    def common(cls, schedule: Schedule, origin: str) -> Candidate:
-        """One schedule for all branches."""
-        schedule = plain(schedule, GapRule())
-        return cls(schedule, {ANY_BRANCH: BranchSchedule(schedule.mask, schedule.rules)}, origin)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", plain(self.schedule, GapRule()))
 
     @classmethod
     def of_point(cls, point: PlanPoint, origin: str) -> Candidate:
-        """The schedule of a plan's point, or those of its branches."""
+        """The schedule of a plan's point; where its branches have their own, that of the first."""
         first = next(iter(point.branches.values()))
-        schedule = Schedule(first.mask, first.rules)
-        return cls.common(schedule, origin) if len(point.branches) == 1 else cls(schedule, point.branches, origin)
+        return cls(Schedule(first.mask, first.rules), origin)
 
-    @property
+    @cached_property
+    def branches(self) -> dict[str, BranchSchedule]:
+        """As a plan's point has it."""
+        return {ANY_BRANCH: BranchSchedule(self.schedule.mask, self.schedule.rules)}
+
+    @cached_property
     def key(self) -> str:
         """What tells it from others."""
         return key_of(self.branches)
@@ -83,7 +81,7 @@ class Race:
     """Races candidates within an allowance.
 
     Args:
-        runs: makes the runs.
+        trials: makes the runs.
         objectives: propose and rank.
         rules: for local moves.
         search: the prompts that candidates are chosen on.
@@ -91,15 +89,13 @@ class Race:
         seed: of the bootstrap.
     """
 
-    runs: Runs
+    trials: Trials
     objectives: Sequence[Objective]
     rules: Sequence[GapRule]
     search: Sequence[int]
     held: Sequence[int]
     seed: int = 0
-    #: Says whether masks of their own for the branches might pay; None: there is one branch.
-    by_branch: BranchObjective | None = None
-    #: Every candidate with a common mask that was run, by its key.
+    #: Every candidate that was run, by its key.
     known: dict[str, Candidate] = field(default_factory=dict)
     #: What was measured, by a candidate's key and the item.
     measured: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -117,11 +113,11 @@ class Race:
             allowance: uncached runs' worth of work that it may take; a race takes what one candidate needs at least.
             more: candidates beside those that the objectives propose.
         """
-        common = Candidate.common(even(self.runs.steps, full_steps, self.rules[0]), "even")
-        each = work_of(common.branches, self.runs.steps)
+        common = Candidate(even(self.trials.steps, full_steps, self.rules[0]), "even")
+        each = work_of(common.branches, self.trials.steps)
         first, second = self.search[: self.few], self.search[: 2 * self.few]
-        end = self.runs.work + max(allowance - len(self.held) * each, each)
-        width = max(_FINALISTS, int((end - self.runs.work) / (each * len(first))))  # had the first round all of it
+        end = self.trials.work + max(allowance - len(self.held) * each, each)
+        width = max(_FINALISTS, int((end - self.trials.work) / (each * len(first))))  # had the first round all of it
         before = len(self.known)
         wave = _distinct([*more, *self.proposals(full_steps)])[: max(_FINALISTS, width // 4)]
         ranked = self._ranked(wave, first)
@@ -129,23 +125,19 @@ class Race:
         ranked = self._ranked(_by_mask(ranked)[: max(_FINALISTS, width // 9)], second)
         ranked = self._ranked(ranked[: max(_FINALISTS, width // 12)], self.search)
         best = self._improved(ranked[0], end)
-        best = self._split(best, end)
         return self._judged(best, len(self.known) - before)
 
     def proposals(self, full_steps: int) -> list[Candidate]:
         """What the objectives propose, and even masks: turn by turn, the best of each first."""
         count = 2
         by_objective = [
-            [
-                Candidate.common(one, objective.name)
-                for one in best_schedules(objective, [full_steps], count)[full_steps]
-            ]
+            [Candidate(one, objective.name) for one in best_schedules(objective, [full_steps], count)[full_steps]]
             for objective in self.objectives
         ]
         middle = self.rules[len(self.rules) // 2]
         plain = [
-            Candidate.common(
-                even(self.runs.steps, full_steps, middle, warmup=warmup, bend=bend), f"after {warmup}, bent {bend:g}"
+            Candidate(
+                even(self.trials.steps, full_steps, middle, warmup=warmup, bend=bend), f"after {warmup}, bent {bend:g}"
             )
             for warmup, bend in ((1, 1.0), (max(1, full_steps // 2), 1.0), (1, 1.3), (3, 1.3))
             if warmup < full_steps
@@ -159,7 +151,7 @@ class Race:
             return []
         objective = self._agreeing(full_steps)
         found = best_schedules(objective, [full_steps], 4 * count)[full_steps]
-        candidates = [Candidate.common(one, objective.name) for one in found]
+        candidates = [Candidate(one, objective.name) for one in found]
         return [one for one in candidates if one.key not in self.known][:count]
 
     def _agreeing(self, full_steps: int) -> Objective:
@@ -190,10 +182,9 @@ class Race:
 
     def mean(self, candidate: Candidate, items: Sequence[int]) -> float:
         """Mean PSNR over items."""
-        if len(candidate.branches) == 1:
-            self.known.setdefault(candidate.key, candidate)
+        self.known.setdefault(candidate.key, candidate)
         for item in items:
-            self.measured[candidate.key, item] = self.runs.psnr(candidate.branches, item)
+            self.measured[candidate.key, item] = self.trials.psnr(candidate.branches, item)
         return float(np.mean([self.measured[candidate.key, item] for item in items]))
 
     def _ranked(self, candidates: Sequence[Candidate], items: Sequence[int]) -> list[Candidate]:
@@ -209,19 +200,9 @@ class Race:
                 queue = self._moves(best)
         return best
 
-    def _split(self, best: Candidate, end: float) -> Candidate:
-        """Masks of their own for the branches, where they pay."""
-        if self.by_branch is None:
-            return best
-        for pair in splits(self.by_branch, self.runs.branches, best.schedule)[:2]:
-            candidate = Candidate(best.schedule, pair, "split")
-            if self._affords(candidate, end) and self._beats(candidate, best):
-                best = candidate
-        return best
-
     def _affords(self, candidate: Candidate, end: float) -> bool:
         """Whether it could be run on all prompts of the search."""
-        return self.runs.work + len(self.search) * work_of(candidate.branches, self.runs.steps) <= end
+        return self.trials.work + len(self.search) * work_of(candidate.branches, self.trials.steps) <= end
 
     def _beats(self, candidate: Candidate, best: Candidate) -> bool:
         """Whether it is better over all prompts of the search; given up on fewer where that tells already."""
@@ -234,7 +215,7 @@ class Race:
     def _moves(self, best: Candidate) -> list[Candidate]:
         """The neighbours that were not run, the most promising first."""
         objective = self._agreeing(sum(best.schedule.mask))
-        moves = _distinct([Candidate.common(one, "move") for one in neighbours(best.schedule, self.rules)])
+        moves = _distinct([Candidate(one, "move") for one in neighbours(best.schedule, self.rules)])
         moves = [move for move in moves if move.key not in self.known]
         moves.sort(key=lambda move: objective.cost(move.schedule))
         # a rule moves little, and the objective likes many of them: every other move is one of the mask
@@ -245,7 +226,7 @@ class Race:
 
     def _judged(self, best: Candidate, tried: int) -> Outcome:
         """The best on the prompts of the search, with its quality on those that had no say in the choice."""
-        values = [self.runs.psnr(best.branches, item) for item in self.held or self.search]
+        values = [self.trials.psnr(best.branches, item) for item in self.held or self.search]
         return Outcome(best, quality(values, self.seed, held_out=bool(self.held)), self._tied(best), tried)
 
     def _tied(self, best: Candidate) -> bool:

@@ -20,13 +20,11 @@ from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 from cache_dit.planning.candidates import Candidate, Outcome, Race, quality
 from cache_dit.planning.checkpoint import Store
-from cache_dit.planning.forecast import Forecast
 from cache_dit.planning.gram import MEMORY_LIMIT, Array, combined
 from cache_dit.planning.inputs import Targets, caller, check_start, held_out, items_of, settings_of
-from cache_dit.planning.per_branch import BranchObjective
-from cache_dit.planning.runs import Runs
-from cache_dit.planning.search import Objective, best_schedules
+from cache_dit.planning.search import Forecast, Objective, best_schedules
 from cache_dit.planning.sensitivity import Probed, probe
+from cache_dit.planning.trials import Trials
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +117,8 @@ def plan(
     made = caller(pipe_or_transformer, run, prompts, num_inference_steps, seed, call or {})
     store = Store(checkpoint, settings_of(items, num_inference_steps, rules, call, holdout, seed))
     with _bar(progress) as note, contextlib.closing(store):
-        runs = Runs(pipe_or_transformer, made, items, num_inference_steps, store, note, memory_limit)
-        planner = _Planner(runs, targets, rules, held, seed, points, budget_s, max_runs, start)
+        trials = Trials(pipe_or_transformer, made, items, num_inference_steps, store, note, memory_limit)
+        planner = _Planner(trials, targets, rules, held, seed, points, budget_s, max_runs, start)
         found = planner.plan()
     logger.info("cache_dit: planned:\n%s", found.summary())
     return found
@@ -131,7 +129,7 @@ class _Planner:
 
     def __init__(
         self,
-        runs: Runs,
+        trials: Trials,
         targets: Targets,
         rules: tuple[GapRule, ...],
         held: int,
@@ -141,8 +139,8 @@ class _Planner:
         max_runs: float | None,
         start: Plan | None = None,
     ) -> None:
-        self.runs, self.targets, self.rules, self.seed = runs, targets, rules, seed
-        count = len(runs.items)
+        self.trials, self.targets, self.rules, self.seed = trials, targets, rules, seed
+        count = len(trials.items)
         self.search, self.held = range(count - held), range(count - held, count)
         self.points, self.start = points, start
         self.budget_s, self.max_runs = budget_s, max_runs
@@ -151,13 +149,13 @@ class _Planner:
 
     def plan(self) -> Plan:
         """Do it all."""
-        grams = [self.runs.gram(index) for index in self.search]
+        grams = [self.trials.gram(index) for index in self.search]
         for index in self.held:
-            self.runs.reference(index)
-        self.runs.check_repeats(0)
-        probed = probe(self.runs, grams)
+            self.trials.reference(index)
+        self.trials.check_repeats(0)
+        probed = probe(self.trials, grams)
         self.race = self._race(grams, probed)
-        number = self.targets.number(self.runs.steps)
+        number = self.targets.number(self.trials.steps)
         if number is not None:
             self._measure(number, self._left(1))
         elif self.targets.target_psnr is not None:
@@ -173,7 +171,7 @@ class _Planner:
         scales = [len(gram) / np.trace(gram) for gram in mixed]
         mean: Array = np.mean([gram * scale for gram, scale in zip(mixed, scales, strict=True)], axis=0)
         self.mixed = [gram * np.mean(scales) for gram in mixed]
-        weights = weightings(probed.sensitivity, self.runs.facts["sigmas"])
+        weights = weightings(probed.sensitivity, self.trials.facts["sigmas"])
         first = next(iter(weights))
         variants = [(first, 0.3), (first, 1.0), *((name, 0.3) for name in weights), (first, 3.0)]
         variants += [(name, 1.0) for name in weights]
@@ -181,18 +179,14 @@ class _Planner:
             Objective(mean, weights[name], kappa, self.rules, f"{name}, kappa {kappa:g}")
             for name, kappa in dict.fromkeys(variants)
         ]
-        by_branch = None
-        if len(self.runs.branches) > 1:
-            both: Array = np.mean([gram * scale for gram, scale in zip(grams, scales, strict=True)], axis=0)
-            by_branch = BranchObjective(both, probed.rho, objectives[0].weights, objectives[0].kappa)
-        return Race(self.runs, objectives, self.rules, self.search, self.held, self.seed, by_branch)
+        return Race(self.trials, objectives, self.rules, self.search, self.held, self.seed)
 
     def _left(self, points: int) -> float:
         """Uncached runs' worth of work that is left."""
         allowed = MAX_RUNS + MAX_RUNS_PER_POINT * (points - 1) if self.max_runs is None else self.max_runs
         if self.budget_s is not None:
-            allowed = min(allowed, self.budget_s / self.runs.unit)
-        return allowed - self.runs.work
+            allowed = min(allowed, self.budget_s / self.trials.unit)
+        return allowed - self.trials.work
 
     def _measure(self, number: int, allowance: float) -> Outcome:
         known = () if self.start is None else self.start.points
@@ -201,7 +195,7 @@ class _Planner:
         return self.outcomes[number]
 
     def _curve(self) -> list[int]:
-        steps = self.runs.steps
+        steps = self.trials.steps
         if self.points is None:
             return sorted({max(2, round(share * steps)) for share in SHARES}, reverse=True)
         for one in self.points:
@@ -212,11 +206,11 @@ class _Planner:
 
     def _reach(self, target: float) -> None:
         """Race where the target is expected to be reached, then at one full step more or less, as real runs say."""
-        steps = self.runs.steps
+        steps = self.trials.steps
         costs = best_schedules(self.race.objectives[0], range(2, steps))
         for share in (2, 3, 5):
             one = max(2, min(steps - 1, round(steps / share)))
-            self.race.mean(Candidate.common(costs[one][0], "scout"), self.search[:2])
+            self.race.mean(Candidate(costs[one][0], "scout"), self.search[:2])
         number = self._expected(target + _MARGIN)
         allowance = 0.55 * self._left(1)
         while True:
@@ -240,8 +234,8 @@ class _Planner:
 
     def _expected(self, target: float) -> int:
         """The fewest full steps whose forecast meets a target."""
-        numbers = range(2, self.runs.steps)
-        return next((one for one in numbers if self._forecast_psnr(one) >= target), self.runs.steps - 1)
+        numbers = range(2, self.trials.steps)
+        return next((one for one in numbers if self._forecast_psnr(one) >= target), self.trials.steps - 1)
 
     def _forecast_psnr(self, number: int) -> float:
         forecast = self.race.forecast()
@@ -258,7 +252,7 @@ class _Planner:
             cost=self._cost(forecast, probed),
             note=self._note(len(found) - len(kept)),
         )
-        number = self.targets.number(self.runs.steps)
+        number = self.targets.number(self.trials.steps)
         if number is not None:
             return made.select(full_steps=number)
         if self.targets.target_psnr is not None:
@@ -267,32 +261,31 @@ class _Planner:
 
     def _point(self, number: int, outcome: Outcome) -> PlanPoint:
         winner = outcome.winner
-        share = float(np.mean([sum(one.mask) / self.runs.steps for one in winner.branches.values()]))
         return PlanPoint(
             full_steps=number,
-            branches=dict(winner.branches),
+            branches=winner.branches,
             predicted=self._predicted(winner),
-            measured=replace(outcome.measured, lpips=self.runs.lpips(winner.branches, self.held or self.search)),
-            ideal_speedup=round(1 / share, 4),
-            measured_speedup=self.runs.speedup(winner.branches),
+            measured=replace(outcome.measured, lpips=self.trials.lpips(winner.branches, self.held or self.search)),
+            ideal_speedup=round(self.trials.steps / number, 4),
+            measured_speedup=self.trials.speedup(winner.branches),
         )
 
     def _predicted(self, winner: Candidate) -> Quality:
         """What pictures that were not drawn yet are expected to have: those of the search, or else the forecast."""
         if self.held:
-            return quality([self.runs.psnr(winner.branches, item) for item in self.search], self.seed, held_out=False)
+            return quality([self.trials.psnr(winner.branches, item) for item in self.search], self.seed, held_out=False)
         forecast = self.race.forecast()
         expected = quality(forecast.psnr(winner.schedule, self.mixed), self.seed, held_out=False)
         margin = 2 * forecast.spread
         return replace(expected, low=expected.mean - margin, high=expected.mean + margin)
 
     def _conditions(self) -> PlanScope:
-        facts = self.runs.facts
+        facts = self.trials.facts
         sigmas = facts["sigmas"]
         return PlanScope(
             model_class=facts["model_class"],
             weights=facts["weights"],
-            num_inference_steps=self.runs.steps,
+            num_inference_steps=self.trials.steps,
             scheduler=facts["scheduler"],
             shift=facts["shift"],
             sigmas=None if sigmas is None else tuple(sigmas),
@@ -304,7 +297,7 @@ class _Planner:
 
     def _cost(self, forecast: Forecast, probed: Probed) -> dict[str, Any]:
         return {
-            **self.runs.cost(),
+            **self.trials.cost(),
             "objective": forecast.objective.name,
             "forecast_error_db": round(forecast.spread, 2),
             "branch_weights": {name: round(share, 3) for name, share in zip(probed.branches, probed.rho, strict=True)},
@@ -330,7 +323,7 @@ def weightings(sensitivity: Sequence[float], sigmas: Sequence[float] | None) -> 
     """What an error at each step may count, by name, each with mean 1.
 
     Args:
-        sensitivity: of `probes.probe`.
+        sensitivity: of `sensitivity.probe`.
         sigmas: noise levels, one per step; the one after the last is 0. None: unknown.
 
     Returns:

@@ -1,321 +1,102 @@
-"""Real runs of a model: uncached with its features, and under a schedule; each is made once and remembered."""
+"""Runs under observation: no step is cached, and an observer is told of each."""
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-import numpy as np
+import torch
 
 from cache_dit.api import cached_transformers, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
-from cache_dit.engine.plans.plan import Plan
-from cache_dit.engine.plans.point import PlanPoint
-from cache_dit.engine.plans.schedule import BranchSchedule
-from cache_dit.engine.plans.scope import PlanScope
-from cache_dit.engine.sessions.model_facts import parameter_dtype, weights_digest
+from cache_dit.engine.attach.transformer import TransformerState
+from cache_dit.engine.forward.stepwise import Pass
+from cache_dit.engine.sessions.session import Session, current_request
+from cache_dit.engine.state.measure import first_tensor
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
-from cache_dit.planning.checkpoint import Store
-from cache_dit.planning.features import FeatureWatch
-from cache_dit.planning.gram import MEMORY_LIMIT, Array, GramStream
-from cache_dit.planning.results import as_array, is_picture, levels, lpips_network, psnr
 
-Branches = Mapping[str, BranchSchedule]
-
-_FIXED = 0.08
-"""The part of an uncached run that no schedule saves, as it is counted before it was measured."""
+_Result = TypeVar("_Result")
 
 
-@dataclass
-class Runs:
-    """The runs of one planning.
+class Observer:
+    """Told of the computed steps of a run. Subclasses take note of what they are for.
 
     Args:
-        holder: the pipeline or transformer, with no cache on.
-        run: called with an item and its index.
-        items: the prompts.
-        steps: of a run.
-        store: where results are kept.
-        note: called before each run, with what it is for.
-        memory_limit: bytes of features in memory.
+        state: of the transformer.
     """
 
-    holder: Any
-    run: Callable[[Any, int], Any]
-    items: Sequence[Any]
-    steps: int
-    store: Store
-    note: Callable[[str], None] = lambda what: None
-    memory_limit: int = MEMORY_LIMIT
-    #: Seconds of the runs so far, those that are remembered included, and how many of each kind there were.
-    seconds: float = 0.0
-    counts: dict[str, int] = field(default_factory=dict)
-    #: Uncached runs' worth of work so far, by computed steps; the same however fast the machine is.
-    work: float = 0.0
-    peak_bytes: int = 0
-    _references: dict[int, Any] = field(default_factory=dict)
-    _scores: dict[tuple[int, str], float] = field(default_factory=dict)
-    _facts: dict[str, Any] = field(default_factory=dict)
-    _uncached: list[float] = field(default_factory=list)
-    _cached: dict[str, list[float]] = field(default_factory=dict)
+    def __init__(self, state: TransformerState) -> None:
+        self.state = state
+        #: The first request of the run, and its scheduler where a pipeline's call is known.
+        self.session: Session | None = None
+        self.scheduler: Any = None
+        #: How many steps were seen.
+        self.steps = 0
 
-    @property
-    def branches(self) -> list[str]:
-        """The guidance branches, as the first watched run had them."""
-        return list(self._facts["branches"])
+    def __call__(self, made: Pass, output: Any) -> None:
+        """Take note of a computed step of one branch of one chain.
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the first watched run was like: branches, sigmas, scheduler, shift, resolution."""
-        return self._facts
-
-    @property
-    def unit(self) -> float:
-        """Seconds of an uncached run."""
-        return statistics.median(self._uncached)
-
-    def gram(self, index: int) -> Array:
-        """The inner products of an item's features, from its uncached run."""
-        name = f"gram/{index}"
-        products: Array = self.store.array(name, lambda: self._watched(index))
-        if not self._facts:
-            self._facts = self.store.data("facts", dict)
-            self._check_model()
-        self.reference(index)
-        return products
-
-    def reference(self, index: int) -> Any:
-        """An item's uncached result."""
-        if index not in self._references:
-            self._references[index] = self.store.array(f"reference/{index}", lambda: self._plain(index))
-            seconds = self.store.data(f"reference/{index}/seconds", lambda: 0.0)
-            self._count("reference", seconds, 1.0)
-            self._uncached.append(seconds)
-        return self._references[index]
-
-    def result(self, branches: Branches, index: int) -> Any:
-        """An item's result under a schedule."""
-        return self._planned(branches, index)[0]
-
-    def psnr(self, branches: Branches, index: int, *, kind: str = "trial") -> float:
-        """How near an item's result under a schedule is to its uncached one, in dB."""
-        key = key_of(branches)
-        if (index, key) in self._scores:
-            return self._scores[index, key]
-
-        def measure() -> list[float]:
-            reference = self.reference(index)
-            made, seconds = self._planned(branches, index)
-            if made.shape != reference.shape:
-                raise ConfigError(f"run() gave shapes {reference.shape} and {made.shape} for one prompt: fix its size")
-            return [psnr(reference, made), seconds]
-
-        value, seconds = self.store.data(f"psnr/{index}/{key}", measure)
-        self._count(kind, seconds, work_of(branches, self.steps))
-        self._cached.setdefault(key, []).append(seconds)
-        self._scores[index, key] = float(value)
-        return float(value)
-
-    def response(self, branches: Branches, index: int) -> Any:
-        """What a schedule changes in an item's result, as one row of float64 numbers."""
-
-        def measure() -> Any:
-            made, seconds = self._planned(branches, index)
-            self.store.data(f"response/{index}/{key_of(branches)}/seconds", lambda: seconds)
-            scale = 255.0 if np.issubdtype(made.dtype, np.integer) else 1.0
-            return (made.astype(np.float64) - self.reference(index).astype(np.float64)).reshape(-1) / scale
-
-        self.reference(index)
-        change = self.store.array(f"response/{index}/{key_of(branches)}", measure)
-        seconds = self.store.data(f"response/{index}/{key_of(branches)}/seconds", lambda: 0.0)
-        self._count("probe", seconds, work_of(branches, self.steps))
-        return change
-
-    def check_repeats(self, index: int) -> None:
-        """Make an uncached run again.
-
-        Raises:
-            ConfigError: it gave something else: its noise is not seeded.
+        Args:
+            made: the chain's pass.
+            output: what the transformer returned.
         """
+        if made.run.snapshot_hidden is None:
+            return
+        if self.session is None:
+            self.session = self.state.latest
+            self.scheduler = getattr(current_request(), "scheduler", None)
+        self.steps = max(self.steps, made.call.step + 1)
+        self.see(made, first_tensor(output))
 
-        def again() -> list[float]:
-            made, seconds = self._timed("uncached, again", index)
-            return [psnr(self.reference(index), made), seconds]
+    def see(self, made: Pass, output: torch.Tensor | None) -> None:
+        """Take note of a step whose feature is known: what the middle blocks add, ``made.run.snapshot_hidden``."""
+        raise NotImplementedError
 
-        close, seconds = self.store.data(f"again/{index}", again)
-        self._count("reference", seconds, 1.0)
-        self._uncached.append(seconds)
-        if close < 60:
-            raise ConfigError(
-                f"run() gave another result for the same prompt ({close:.1f} dB apart): seed its noise, e.g. "
-                "generator=torch.Generator().manual_seed(0) made inside run"
-            )
 
-    def speedup(self, branches: Branches) -> float | None:
-        """Uncached seconds over those under a schedule; None where it was not run.
+@contextlib.contextmanager
+def observable(holder: Any, config: DBCacheConfig, *, several: str) -> Iterator[TransformerState]:
+    """The state of the one transformer of a pipeline; inside, a cache is on: the one that was, or else one for this.
 
-        Of the fastest runs of each: they are made at different times, and a machine has other things to do.
-        """
-        seconds = self._cached.get(key_of(branches))
-        return None if not seconds or not min(seconds) > 0 else min(self._uncached) / min(seconds)
+    Args:
+        holder: a pipeline or a transformer.
+        config: the cache to put on where there is none.
+        several: what to do where there are several transformers, for the message.
 
-    def lpips(self, branches: Branches, items: Sequence[int]) -> float | None:
-        """Mean LPIPS of items under a schedule; None where its network is not here, or the results are no pictures."""
-        network = lpips_network()
-        if network is None or not all(is_picture(self.reference(item)) for item in items):
-            return None
+    Raises:
+        ConfigError: there are several transformers.
+    """
+    own = not cached_transformers(holder)
+    if own:
+        enable_cache(holder, config)
+    try:
+        found = cached_transformers(holder)
+        if len(found) != 1:
+            raise ConfigError(f"there are {len(found)} transformers: {several}")
+        yield state_of(found[0])
+    finally:
+        if own:
+            disable_cache(holder)
 
-        def measure(item: int) -> float:
-            made, _ = self._planned(branches, item)
-            return float(network(*(levels(one) for one in (self.reference(item), made))))
 
-        key = key_of(branches)
-        try:
-            found = [self.store.data(f"lpips/{item}/{key}", partial(measure, item)) for item in items]
-        except ConfigError:  # pictures that are too small for the network
-            return None
-        return float(np.mean(found))
+def observe(observer: Observer, run: Callable[[], _Result]) -> _Result:
+    """Make a run in which no step is cached, and tell an observer of each; gives what the run gave.
 
-    def cost(self) -> dict[str, Any]:
-        """What it took so far, for the plan."""
-        return {
-            "runs": dict(self.counts),
-            "seconds": round(self.seconds, 1),
-            "uncached_runs": round(self.seconds / self.unit, 1),
-            "feature_bytes": self.peak_bytes,
-        }
-
-    def _watched(self, index: int) -> Array:
-        """An uncached run with its features, whose result is kept as the reference."""
-        config = DBCacheConfig(
-            Fn_compute_blocks=0,
-            Bn_compute_blocks=0,
-            steps_computation_mask=[1] * self.steps,
-            steps_computation_policy="static",
-            num_inference_steps=None if self._is_pipeline else self.steps,
+    Raises:
+        ConfigError: there was nothing to see.
+    """
+    state = observer.state
+    state.close_all()
+    state.observer = observer
+    try:
+        made = run()
+    finally:
+        state.close_all()  # while it is observed, so that nobody asks why nothing was cached
+        state.observer = None
+    if not observer.steps:
+        raise ConfigError(
+            "run() never called the transformer under torch.no_grad(), or no step of it had blocks to skip: nothing "
+            "was seen"
         )
-        enable_cache(self.holder, config)
-        try:
-            transformers = cached_transformers(self.holder)
-            if len(transformers) != 1:
-                raise ConfigError(
-                    f"there are {len(transformers)} transformers to cache: plan each by itself, with run= that calls it"
-                )
-            state = state_of(transformers[0])
-            stream = GramStream(self.steps, memory_limit=self.memory_limit)
-            watch = FeatureWatch(state, stream)
-            state.close_all()
-            state.observer = watch
-            made, seconds = self._timed("uncached", index)
-            self._check_watched(watch)
-            self.store.data("facts", lambda: self._facts_of(watch, transformers[0]))
-            self._facts = self.store.data("facts", dict)
-            products = stream.gram(self.branches)
-            self.peak_bytes = max(self.peak_bytes, stream.peak_bytes)
-            stream.close()
-        finally:
-            for transformer in cached_transformers(self.holder):
-                state_of(transformer).close_all()  # while it is watched, so that nobody asks why nothing was cached
-                state_of(transformer).observer = None
-            disable_cache(self.holder)
-        self.store.data(f"reference/{index}/seconds", lambda: seconds)
-        self._references.pop(index, None)
-        self.store.array(f"reference/{index}", lambda: made)
-        return products
-
-    @property
-    def _is_pipeline(self) -> bool:
-        import torch
-
-        return not isinstance(self.holder, torch.nn.Module)
-
-    def _check_watched(self, watch: FeatureWatch) -> None:
-        if not watch.seen:
-            raise ConfigError(
-                "run() never called the transformer under torch.no_grad(), or no step of it had blocks to skip: "
-                "nothing was seen"
-            )
-        if watch.seen != self.steps:
-            raise ConfigError(
-                f"run() made {watch.seen} steps, and num_inference_steps={self.steps}: pass what it makes"
-            )
-
-    def _check_model(self) -> None:
-        """Raise ``ConfigError`` where what is remembered was found with another model."""
-        model = self.holder if not self._is_pipeline else getattr(self.holder, "transformer", None)
-        model = getattr(model, "_orig_mod", model)
-        now = _identity(model) if hasattr(model, "state_dict") else {}
-        different = [
-            f"{name}={self._facts[name]!r}, not {one!r}" for name, one in now.items() if self._facts[name] != one
-        ]
-        if different:
-            raise ConfigError(
-                f"checkpoint={self.store.place!r} is of a planning with {'; '.join(different)}: pass the model it was "
-                "begun with, or another path"
-            )
-
-    def _facts_of(self, watch: FeatureWatch, transformer: Any) -> dict[str, Any]:
-        return {
-            "branches": watch.stream.branches,
-            "shares": watch.mixture.shares(watch.stream.branches),
-            "scheduler": None,
-            "shift": None,
-            "sigmas": None,
-            **watch.scheduler,
-            "resolution": watch.resolution,
-            **_identity(transformer),
-        }
-
-    def _plain(self, index: int) -> Any:
-        made, seconds = self._timed("uncached", index)
-        self.store.data(f"reference/{index}/seconds", lambda: seconds)
-        return made
-
-    def _planned(self, branches: Branches, index: int) -> tuple[Any, float]:
-        point = PlanPoint(max(sum(one.mask) for one in branches.values()), branches)
-        plan = Plan(PlanScope(num_inference_steps=self.steps), (point,), chosen=point.full_steps)
-        enable_cache(self.holder, plan)
-        try:
-            return self._timed(f"{point.full_steps} full steps", index)
-        finally:
-            disable_cache(self.holder)
-
-    def _timed(self, what: str, index: int) -> tuple[Any, float]:
-        self.note(what)
-        start = time.perf_counter()
-        made = as_array(self.run(self.items[index], index))
-        return made, time.perf_counter() - start
-
-    def _count(self, kind: str, seconds: float, work: float) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        self.seconds += seconds
-        self.work += work
-
-
-def _identity(transformer: Any) -> dict[str, Any]:
-    """Which model it is, as a plan's conditions have it."""
-    return {
-        "dtype": parameter_dtype(transformer),
-        "model_class": type(transformer).__name__,
-        "weights": weights_digest(transformer),
-    }
-
-
-def work_of(branches: Branches, steps: int) -> float:
-    """What a run under a schedule costs, in uncached runs."""
-    share = float(np.mean([sum(one.mask) / steps for one in branches.values()]))
-    return _FIXED + (1 - _FIXED) * share
-
-
-def key_of(branches: Branches) -> str:
-    """What tells a schedule from others."""
-    return json.dumps(
-        {name: [one.text, *(rule.name for rule in one.rules)] for name, one in sorted(branches.items())},
-        separators=(",", ":"),
-    )
+    return made

@@ -1,4 +1,4 @@
-"""Which steps to compute, and how to fill the gaps between them: numbers only.
+"""Which steps to compute, how to fill the gaps between them, and what PSNR that may give: numbers only.
 
 The objective of a schedule is a sum over its cached steps t of
 
@@ -16,7 +16,7 @@ Both belong to one gap, so a shortest path over (the last full steps) finds the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -32,6 +32,11 @@ Choices = npt.NDArray[np.int16]
 
 MAX_ORDER = 2
 """The highest order of a rule: three anchors."""
+
+_PRIOR = 36.0
+"""How firmly a forecast's slope is held to 1, in dB²: that of an objective that is the squared error up to a factor."""
+
+_FLOOR = 1e-30
 
 
 @dataclass(frozen=True)
@@ -297,3 +302,52 @@ def neighbours(schedule: Schedule, rules: Sequence[GapRule]) -> list[Schedule]:
                     changed = (*schedule.rules[:index], rule, *schedule.rules[index + 1 :])
                     found[Schedule(schedule.mask, changed)] = None
     return list(found)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """PSNR = offset − slope · 10 log10(objective).
+
+    Args:
+        objective: which one.
+        offset, slope: of the fit.
+        spread: the root mean square of what the fit leaves over, in dB.
+    """
+
+    objective: Objective
+    offset: float
+    slope: float
+    spread: float
+
+    def psnr(self, schedule: Schedule, grams: Sequence[Array] = ()) -> Array:
+        """The predicted PSNR of a schedule, for each of some items by their inner products, or else for all as one."""
+        objectives = [replace(self.objective, gram=gram) for gram in grams] or [self.objective]
+        levels = np.array([decibels(objective.cost(schedule)) for objective in objectives])
+        found: Array = self.offset - self.slope * levels
+        return found
+
+    def at(self, cost: float) -> float:
+        """The predicted PSNR at a value of the objective."""
+        return self.offset - self.slope * decibels(cost)
+
+
+def decibels(cost: float) -> float:
+    """A squared error in dB."""
+    return float(10 * np.log10(max(cost, _FLOOR)))
+
+
+def fitted(objective: Objective, schedules: Sequence[Schedule], measured: Sequence[float]) -> Forecast:
+    """The fit of one objective to what was measured of some schedules, in dB."""
+    x = np.array([decibels(objective.cost(schedule)) for schedule in schedules])
+    y = np.asarray(measured, dtype=np.float64)
+    moved, level = x - x.mean(), y - y.mean()
+    slope = float((_PRIOR - moved @ level) / (_PRIOR + moved @ moved))
+    offset = float(y.mean() + slope * x.mean())
+    spread = float(np.sqrt(np.mean((y - offset + slope * x) ** 2)))
+    return Forecast(objective, offset, slope, spread)
+
+
+def best_fit(objectives: Sequence[Objective], schedules: Sequence[Schedule], measured: Sequence[float]) -> Forecast:
+    """The fit of the objective that leaves the least over; of equals the first."""
+    fits = [fitted(objective, schedules, measured) for objective in objectives]
+    return min(fits, key=lambda fit: fit.spread)

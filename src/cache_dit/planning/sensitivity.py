@@ -2,7 +2,7 @@
 
 Guidance mixes the branches into one, v = Σ_b ρ_b v_b, and it is the error of this mixture that counts: at a guidance of
 4.5, ρ = (4.5, −3.5), and most of what the branches get wrong alike cancels. Where an uncached run does not show ρ (see
-`mixture`), one step of one branch is cached, and the size and direction of what comes out tell it, roughly.
+`MixtureWatch`), one step of one branch is cached, and the size and direction of what comes out tell it, roughly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from cache_dit.engine.plans.point import ANY_BRANCH
 from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.planning.gram import Array, combined
-from cache_dit.planning.runs import Runs
+from cache_dit.planning.trials import Trials
 
 _RULE = GapRule(1, 1.0)
 _PROBES = 6
@@ -42,21 +42,21 @@ class Probed:
     steps: tuple[int, ...]
 
 
-def probe(runs: Runs, grams: Sequence[Array]) -> Probed:
+def probe(trials: Trials, grams: Sequence[Array]) -> Probed:
     """Find sensitivities and shares.
 
     Args:
-        runs: makes the runs; they take turns over the items that there are ``grams`` of.
+        trials: makes the runs; they take turns over the items that there are ``grams`` of.
         grams: of each item to probe with, the inner products of its features.
     """
-    branches, steps = runs.branches, runs.steps
-    known = runs.facts["shares"]
-    rho = _shares(runs, grams) if known is None else tuple(known)
+    branches, steps = trials.branches, trials.steps
+    known = trials.facts["shares"]
+    rho = _shares(trials, grams) if known is None else tuple(known)
     probed = tuple(sorted({int(step) for step in np.linspace(1, steps - 2, _PROBES).round()}))
     found = []
     for number, step in enumerate(probed):
         index = number % len(grams)
-        change = runs.response({ANY_BRANCH: _one_cached(steps, step)}, index)
+        change = trials.response({ANY_BRANCH: _one_cached(steps, step)}, index)
         error = _energy(combined(grams[index], rho), step)
         found.append(np.sqrt(np.mean(change**2) / error) if error > 0 else 0.0)
     return Probed(tuple(branches), rho, _interpolated(steps, probed, found), probed)
@@ -80,9 +80,9 @@ def _energy(gram: Array, step: int) -> float:
     return float(row @ gram @ row)
 
 
-def _shares(runs: Runs, grams: Sequence[Array]) -> tuple[float, ...]:
+def _shares(trials: Trials, grams: Sequence[Array]) -> tuple[float, ...]:
     """ρ up to a factor: |ρ_b| from the size of what one branch's error changes, the sign from its direction."""
-    branches, steps = runs.branches, runs.steps
+    branches, steps = trials.branches, trials.steps
     if len(branches) == 1:
         return (1.0,)
     plain = BranchSchedule((1,) * steps)
@@ -93,7 +93,7 @@ def _shares(runs: Runs, grams: Sequence[Array]) -> tuple[float, ...]:
         changes = []
         for branch in branches:
             masks = {name: _one_cached(steps, step) if name == branch else plain for name in branches}
-            changes.append(runs.response(masks, index))
+            changes.append(trials.response(masks, index))
         rows = np.kron(np.eye(len(branches)), _row(steps, step))
         errors = rows @ grams[index] @ rows.T
         sizes = [np.sqrt(change @ change / error) for change, error in zip(changes, np.diag(errors), strict=True)]

@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
+    from cache_dit.errors import ConfigError
     from cache_dit.planning import plan
+    from cache_dit.planning.inputs import check_call
     from cache_dit.planning.report import lines, rich_table, save_plot
 
     prompts = _prompts(arguments.prompts)
@@ -52,8 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{path} cannot be written: its folder is not there")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    pipe = _pipeline(arguments)
+    try:
+        check_call(pipe, arguments.call)
+    except ConfigError as error:
+        raise UsageError(f"argument --call: {error}") from error
     found = plan(
-        _pipeline(arguments),
+        pipe,
         prompts,
         arguments.steps,
         target_psnr=arguments.target_psnr,
