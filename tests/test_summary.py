@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 import cache_dit
 from cache_dit import CacheStats, ConfigError, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 from cache_dit.caching import FakeDiffusionPipeline
+from cache_dit.engine.policies import reasons
+from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.subclass import state_of
-from cache_dit.summary import quantile, report
+from cache_dit.summary import quantile, report, steps_line
 from tests.kit.toys import (
     TEXT,
     TOKENS,
@@ -76,6 +79,7 @@ def test_before_the_first_step_there_are_options_and_nothing_else() -> None:
     stats = stats_of(model)
     assert stats.cache_options == {"cache_config": static("FC"), "name": "blocks"}
     assert (stats.steps_line, stats.cached_steps, stats.executed_blocks, stats.reason) == ({}, [], 0, None)
+    assert stats.step_records == {}
     assert stats.ideal_speedup == 1.0
 
 
@@ -262,40 +266,123 @@ def test_nothing_enabled_is_none() -> None:
 # -- the report
 
 
+def printed_rows(text: str) -> list[list[str]]:
+    """The cells of a printed report's rows; two blanks or more part them."""
+    return [re.split(r"  +", line.strip()) for line in text.splitlines()]
+
+
 def test_the_report_is_printed_unless_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     model = ran(static("FCFCFC"))
     cache_dit.summary(model, logging=False)
     assert capsys.readouterr().out == ""
     cache_dit.summary(model)
     printed = capsys.readouterr().out
-    assert "FCFCFC  (3 computed, 3 cached)" in printed
-    assert "blocks executed: 18 of 30 (ideal speed-up 1.67)" in printed
-    assert "DBCache_F1B0" in printed
+    assert printed == report(stats_of(model))
+    rows = printed_rows(printed)
+    assert rows[1] == ["branch", "computed", "cached", "steps (F computed, C cached)"]
+    assert rows[2] == ["default", "3", "3", "FCFCFC"]
+    assert rows[3][0].startswith("18 of 30 blocks run, ideal speed-up 1.67, at most ")
 
 
-def test_the_report_tells_the_quantiles_of_the_diffs() -> None:
-    diffs = {str(step): step / 100 for step in range(1, 12)}
-    stats = CacheStats("blocks", {"cache_config": DBCacheConfig()}, [2, 3], diffs)
-    text = report(stats)
-    assert "| Cache Steps | Diffs P00 | Diffs P25 | Diffs P50 | Diffs P75 | Diffs P95 | Diffs Min | Diffs Max |" in text
-    assert "| 2 | 0.010 | 0.035 | 0.060 | 0.085 | 0.105 | 0.010 | 0.110 |" in text
-    assert "cached steps" not in text
-    assert "cached steps: [2, 3]" in report(stats, details=True)
-    assert "11: 0.1100" in report(stats, details=True)
+def test_the_report_is_no_markdown_and_has_no_code(capsys: pytest.CaptureFixture[str]) -> None:
+    cache_dit.summary(ran(dynamic(residual_diff_threshold=0.2)), details=True)
+    printed = capsys.readouterr().out
+    assert "|" not in printed and "---" not in printed and "_F1B0_" not in printed
+
+
+def test_where_no_cache_is_on_the_report_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    cache_dit.summary(Toy("0"))
+    assert capsys.readouterr().out == "cache_dit: no cache is on\n"
+
+
+def test_a_line_of_steps_is_folded_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "FC" * 20 in report(stats_of(ran(static("FC" * 20), steps=40)))
+
+
+SETTINGS: dict[str, tuple[DBCacheConfig, list[str]]] = {
+    "threshold": (
+        dynamic(max_continuous_cached_steps=3),
+        [
+            *("DBCache", "Fn_compute_blocks=1", "residual_diff_threshold=0.5", "max_warmup_steps=1"),
+            *("max_continuous_cached_steps=3", "predicted by the last computed step"),
+        ],
+    ),
+    "a limit that is none": (
+        dynamic(max_cached_steps=-7, max_accumulated_residual_diff_threshold=0.0),
+        [
+            *("DBCache", "Fn_compute_blocks=1", "residual_diff_threshold=0.5", "max_warmup_steps=1"),
+            "predicted by the last computed step",
+        ],
+    ),
+    "static mask": (
+        static("FCFC", max_cached_steps=3),
+        ["DBCache", "static mask", "Fn_compute_blocks=1", "predicted by the last computed step"],
+    ),
+}
+
+
+@pytest.mark.parametrize("which", SETTINGS)
+def test_the_settings_told_are_those_that_act(which: str) -> None:
+    config, told = SETTINGS[which]
+    first = report(stats_of(ran(config))).splitlines()[0]
+    assert first.removeprefix("cache_dit: blocks: ").split(", ") == told
+
+
+def test_the_calibrator_is_told_as_the_call_that_makes_it() -> None:
+    text = report(stats_of(ran(static("FCFCFC"), TaylorSeerCalibratorConfig(taylorseer_order=2))))
+    assert "predicted by TaylorSeerCalibratorConfig(taylorseer_order=2)" in text
+    switched_off = report(stats_of(ran(static("FCFCFC"), TaylorSeerCalibratorConfig(enable_calibrator=False))))
+    assert "predicted by the last computed step" in switched_off
+
+
+def recorded(*diffs: float, threshold: float = 0.05) -> list[StepRecord]:
+    """Records of a first step, and of further ones with these diffs."""
+    further = [
+        StepRecord(step, diff >= threshold, diff, "threshold" if diff >= threshold else "hit")
+        for step, diff in enumerate(diffs, 1)
+    ]
+    return [StepRecord(0, True, None, "first"), *further]
+
+
+def told(**records: list[StepRecord]) -> CacheStats:
+    """Statistics with a line of steps for each of some branches."""
+    lines = {label: steps_line(found) for label, found in records.items()}
+    return CacheStats("blocks", {"cache_config": DBCacheConfig()}, steps_line=lines, step_records=records)
+
+
+def test_the_report_tells_the_quantiles_of_the_diffs_of_each_branch() -> None:
+    stats = told(cond=recorded(*(step / 100 for step in range(1, 12))), uncond=recorded(0.25, math.nan))
+    rows = printed_rows(report(stats))
+    assert rows[1][3:7] == ["diff min", "diff median", "diff P95", "diff max"]
+    assert rows[2] == ["cond", "8", "4", "0.0100", "0.0600", "0.1050", "0.1100", "FCCCCFFFFFFF"]
+    assert rows[3][:4] == ["uncond", "2", "1", "0.2500"]
+
+
+def test_details_tell_the_diff_and_the_reason_of_each_step() -> None:
+    stats = told(default=recorded(0.03, 0.07))
+    assert len(printed_rows(report(stats))) == 3
+    rows = printed_rows(report(stats, details=True))[3:]
+    assert rows == [
+        ["default", "step", "diff", "reason"],
+        ["computed", "0", "nothing was computed before it"],
+        ["cached", "1", "0.0300", "the diff is below the threshold"],
+        ["computed", "2", "0.0700", "the diff is not below the threshold"],
+    ]
+
+
+def test_every_reason_that_the_engine_gives_has_words() -> None:
+    config = DBCacheConfig()
+    codes = {"first", "hit", "threshold", *reasons._sentences(config, 4, 2, 0.1)}
+    assert [code for code in codes if reasons.step_reason(StepRecord(0, True, 0.1, code), config) == code] == []
+    assert reasons.step_reason(StepRecord(0, True, None, "gradients"), config).startswith("While gradients")
+    assert reasons.step_reason(StepRecord(3, True, None, "every_third"), config) == "every_third"
+    assert "nothing is measured" in reasons.step_reason(StepRecord(1, False, None, "hit"), config)
 
 
 def test_the_report_tells_the_second_branch_too() -> None:
-    stats = CacheStats(
-        "blocks",
-        {"cache_config": DBCacheConfig()},
-        cfg_cached_steps=[4],
-        cfg_residual_diffs={"4": 0.25},
-        steps_line={"cond": "FF", "uncond": "-F"},
-    )
-    text = report(stats)
-    assert "| CFG Cache Steps |" in text
-    assert "| 1 | 0.250 |" in text
-    assert "uncond  -F  (1 computed, 0 cached)" in text
+    stats = CacheStats("blocks", {"cache_config": DBCacheConfig()}, steps_line={"cond": "FF", "uncond": "-F"})
+    assert printed_rows(report(stats))[2:] == [["cond", "2", "0", "FF"], ["uncond", "1", "0", "-F"]]
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, 2.0], [1.0, 2.0, 4.0, 8.0, 16.0]])
@@ -368,17 +455,16 @@ def test_a_hit_in_one_branch_is_a_hit() -> None:
     assert stats.cfg_residual_diffs == {}
 
 
-def test_the_table_of_dbprune_counts_blocks() -> None:
-    stats = CacheStats(
-        cache_options={"cache_config": DBPruneConfig()},
-        cached_steps=[2, 3],
-        residual_diffs={"2": [0.1, 0.2], "3": [0.3]},
-        pruned_blocks=[0, 0, 2, 1],
-        actual_blocks=[4] * 4,
-        pruned_ratio=3 / 16,
-    )
-    text = report(stats, details=True)
-    assert "| Pruned Blocks | Diffs P00 |" in text
-    assert "| 3 | 0.100 |" in text
-    assert "pruned steps: [2, 3]" in text
-    assert "Cache Steps" not in text
+def test_the_report_of_dbprune_counts_blocks() -> None:
+    records = [
+        *(StepRecord(step, True, None, "warmup", 0, 4) for step in range(2)),
+        StepRecord(2, False, 0.15, "hit", 2, 4, (0.2, 0.1)),
+        StepRecord(3, False, 0.3, "hit", 1, 4, (0.3,)),
+    ]
+    stats = told(default=records)
+    stats.cache_options = {"cache_config": DBPruneConfig()}
+    rows = printed_rows(report(stats, details=True))
+    assert rows[1][:4] == ["branch", "computed", "pruned", "blocks pruned"]
+    assert rows[2] == ["default", "2", "2", "3 of 16", "0.1000", "0.2000", "0.2900", "0.3000", "FFPP"]
+    assert rows[-2] == ["2 of 4 blocks pruned", "2", "0.1000 – 0.2000", "the diff is below the threshold"]
+    assert "cached" not in report(stats)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cache_dit.api import cached_transformers
 from cache_dit.callable_module import make_callable
-from cache_dit.config.cache import CacheType
+from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.engine.forward.stepwise import BaseLane
@@ -19,13 +20,39 @@ from cache_dit.engine.plans.report import PlanOutcome
 from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.policies.plan import outcome
 from cache_dit.engine.policies.prune import PrunePolicy
+from cache_dit.engine.policies.reasons import step_reason
 from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
 from cache_dit.models.catalog import supported_matrix  # noqa: F401 - the reference has it here too
 
-_QUANTILES = (0, 25, 50, 75, 95)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WIDTH = 200
+"""Characters per line where the output is no terminal, so that no line of steps is folded."""
+
+_QUANTILES = {"min": 0.0, "median": 0.5, "P95": 0.95, "max": 1.0}
+
+#: Settings that are told even where they are as usual, and those that the report tells in its own words.
+_ALWAYS = ("Fn_compute_blocks", "residual_diff_threshold", "max_warmup_steps")
+_TOLD_OTHERWISE = (
+    *("cache_type", "num_inference_steps", "steps_computation_mask", "steps_computation_policy"),
+    *("plan", "max_sessions"),
+)
+#: Limits, and when each is none.
+_NO_LIMIT: dict[str, Callable[[Any], bool]] = {
+    "max_cached_steps": lambda steps: steps < 0,
+    "max_continuous_cached_steps": lambda steps: steps < 0,
+    "max_accumulated_residual_diff_threshold": lambda diff: diff is None or diff <= 0,
+}
+#: What a static mask leaves nothing to decide for.
+_DECIDED_BY_MASK = tuple(
+    name
+    for name in DECIDED_BY_PLAN
+    if name not in ("Fn_compute_blocks", "Bn_compute_blocks", "force_refresh_step_hint")
+)
 
 
 @dataclass
@@ -43,8 +70,9 @@ class CacheStats:
         pruned_steps, pruned_blocks, actual_blocks, pruned_ratio (and ``cfg_``): of DBPrune: the steps in which a block
             was pruned; for each step how many were, and of how many; their share over all steps. Diffs are then a list
             a step, one for each block that was decided by one.
-        steps_line: branch to one letter a step: F computed in full, C cached, P some blocks pruned, - not called; where
-            samples decide for themselves, one line for each.
+        steps_line: branch to one letter a step: F computed, C cached, P some blocks pruned, - not called; where samples
+            decide for themselves, one line for each.
+        step_records: for each such line, what happened to its steps: the diff, and a code for the reason.
         executed_blocks, possible_blocks: block calls that ran, of those that would have run without a cache.
         peak_bytes: the most bytes that the request's snapshots, and what decisions are made by, held at one time.
         bytes_by_device: where the snapshots of that moment were, e.g. ``{"cpu": 1310720}``.
@@ -68,6 +96,7 @@ class CacheStats:
     cfg_actual_blocks: list[int] = field(default_factory=list)
     cfg_pruned_ratio: float | None = None
     steps_line: dict[str, str] = field(default_factory=dict)
+    step_records: dict[str, list[StepRecord]] = field(default_factory=dict)
     executed_blocks: int = 0
     possible_blocks: int = 0
     peak_bytes: int = 0
@@ -87,8 +116,8 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
 
     Args:
         adapter_or_others: a pipeline, an adapter, a transformer, or None.
-        details: also list the cached steps and their diffs.
-        logging: print a report.
+        details: also print a line for each step, with its diff and the reason why it was computed or cached.
+        logging: print a report; its settings are those that took part.
 
     Returns:
         One entry per chain of blocks, then (except for an adapter) one per transformer, which repeats its last
@@ -108,8 +137,7 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         whole.name = type(transformer).__name__
         wholes.append(whole)
     if logging:
-        for stats in chains:
-            print(report(stats, details=details))
+        _print(chains or [CacheStats()], details=details)
     found = chains if isinstance(adapter_or_others, BlockAdapter) else chains + wholes
     return found or [CacheStats()]
 
@@ -123,11 +151,12 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     lanes = {(branch, passed): lane for (branch, passed, chain), lane in known if chain == index}
     for prefix, lane in zip(("", "cfg_"), branches(lanes), strict=False):
         _tell(stats, prefix, list(lane.policies().values()))
-    stats.steps_line = {
-        _label(key, sample): steps_line(policy.records)
+    stats.step_records = {
+        _label(key, sample): list(policy.records)
         for key, lane in lanes.items()
         for sample, policy in lane.policies().items()
     }
+    stats.steps_line = {label: steps_line(records) for label, records in stats.step_records.items()}
     stats.executed_blocks = sum(lane.executed for lane in lanes.values())
     stats.possible_blocks = sum(lane.possible for lane in lanes.values())
     stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
@@ -173,7 +202,7 @@ def _label(key: tuple[Hashable, int], sample: str) -> str:
 
 
 def steps_line(records: Iterable[StepRecord]) -> str:
-    """One letter a step: F computed in full, C cached, P cached in part (some blocks pruned), - not called."""
+    """One letter a step, as ``CacheStats`` has them."""
     done = {record.step: _letter(record) for record in records}
     return "".join(done.get(step, "-") for step in range(max(done, default=-1) + 1))
 
@@ -185,49 +214,111 @@ def _letter(record: StepRecord) -> str:
 
 
 def report(stats: CacheStats, *, details: bool = False) -> str:
-    """A readable report of one chain, in Markdown."""
+    """What ``summary`` prints of one chain, as text."""
+    text = io.StringIO()
+    _print([stats], details=details, file=text)
+    return text.getvalue()
+
+
+def _print(chains: Iterable[CacheStats], *, details: bool, file: TextIO | None = None) -> None:
+    """Print what happened on some chains, to the standard output where no file is given."""
+    from rich.console import Console
+
+    console = Console(file=file)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    for part in (part for stats in chains for part in _parts(stats, details)):
+        console.print(part, markup=False, highlight=False, emoji=False, soft_wrap=isinstance(part, str))
+
+
+def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
+    """The lines and tables of one chain's report."""
     if not stats.cache_options:
-        return ""
-    lines = [f"cache_dit: {stats.name}: {strify_options(stats.cache_options)}"]
-    width = max(map(len, stats.steps_line), default=0)
-    for branch, line in stats.steps_line.items():
-        counts = (("computed", "F"), ("cached", "C"), ("pruned", "P"))
-        told = [f"{line.count(letter)} {word}" for word, letter in counts if word != "pruned" or letter in line]
-        lines.append(f"  {branch:<{width}}  {line}  ({', '.join(told)})")
+        yield "cache_dit: no cache is on"
+        return
+    config = stats.cache_options["cache_config"]
+    yield f"cache_dit: {stats.name}: {', '.join(_settings(config, stats.cache_options.get('calibrator_config')))}"
+    if stats.steps_line:
+        yield _branches_table(stats)
     if stats.possible_blocks:
-        lines.append(
-            f"  blocks executed: {stats.executed_blocks} of {stats.possible_blocks} "
-            f"(ideal speed-up {stats.ideal_speedup:.2f}), live state at most {stats.peak_bytes / 2**20:.2f} MiB"
+        yield (
+            f"{stats.executed_blocks} of {stats.possible_blocks} blocks run, ideal speed-up {stats.ideal_speedup:.2f}, "
+            f"at most {stats.peak_bytes / 2**20:.3g} MiB kept"
         )
-    for label, prefix in (("", ""), ("CFG ", "cfg_")):
-        steps, diffs, ratio = (getattr(stats, prefix + of) for of in ("cached_steps", "residual_diffs", "pruned_ratio"))
-        pruned, actual = (sum(getattr(stats, prefix + of)) for of in ("pruned_blocks", "actual_blocks"))
-        lines += _diff_table(label, steps, diffs, pruned=None if ratio is None else pruned, details=details)
-        if ratio is not None:
-            lines.append(f"  {label}blocks pruned: {pruned} of {actual} ({ratio:.1%})")
     if stats.plan is not None:
-        lines += [f"  {line}" for line in stats.plan.lines()]
+        yield from stats.plan.lines()
     if stats.reason:
-        lines.append(f"  no step was cached: {stats.reason}")
-    return "\n".join(lines)
-
-
-def _diff_table(label: str, steps: list[int], diffs: dict[str, Any], *, pruned: int | None, details: bool) -> list[str]:
-    """The quantiles of a branch's diffs; ``pruned`` is the number of pruned blocks, of DBPrune."""
-    by_step = {step: diff if isinstance(diff, list) else [diff] for step, diff in diffs.items()}
-    values = sorted(diff for found in by_step.values() for diff in found if math.isfinite(diff))
-    if not values:
-        return []
-    head, count = ("Cache Steps", len(steps)) if pruned is None else ("Pruned Blocks", pruned)
-    heads = [f"{label}{head}", *(f"Diffs P{q:02d}" for q in _QUANTILES), "Diffs Min", "Diffs Max"]
-    cells = [str(count), *(f"{quantile(values, q / 100):.3f}" for q in _QUANTILES)]
-    cells += [f"{values[0]:.3f}", f"{values[-1]:.3f}"]
-    table = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells)]
+        yield f"no step was cached: {stats.reason}"
     if details:
-        table.append(f"{label}{'cached' if pruned is None else 'pruned'} steps: {steps}")
-        told = (f"{step}: " + " ".join(f"{diff:.4f}" for diff in found) for step, found in by_step.items())
-        table.append(f"{label}diffs: " + ", ".join(told))
+        for label, records in stats.step_records.items():
+            yield _steps_table(label, records, config)
+
+
+def _settings(config: BasicCacheConfig, calibrator: CalibratorConfig | None) -> Iterator[str]:
+    """The type of cache, and the settings that took part: what a plan or a static mask decides is left to it."""
+    yield str(config.cache_type)
+    decided: tuple[str, ...] = _TOLD_OTHERWISE
+    if config.plan is not None:
+        yield "by a plan"
+        decided += DECIDED_BY_PLAN
+    elif config.steps_computation_mask is not None:
+        yield f"{config.steps_computation_policy} mask"
+        decided += _DECIDED_BY_MASK if config.is_static else ()
+    usual = type(config)()
+    for name in (name for name in config.field_names() if name not in decided):
+        value = getattr(config, name)
+        off = name in _NO_LIMIT and _NO_LIMIT[name](value)
+        if name in _ALWAYS or not (off or value == getattr(usual, name)):
+            yield f"{name}={value}"
+    if config.plan is None:
+        on = calibrator is not None and calibrator.enable_calibrator
+        yield f"predicted by {calibrator}" if on else "predicted by the last computed step"
+
+
+def _branches_table(stats: CacheStats) -> Table:
+    """A row for each branch, or sample: the number of computed and cached steps, its diffs, its steps as letters."""
+    from rich.table import Table
+
+    records = [stats.step_records.get(label, []) for label in stats.steps_line]
+    diffs = [sorted(diff for record in found for diff in _diffs(record) if math.isfinite(diff)) for found in records]
+    pruned = any(record.blocks for found in records for record in found)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("branch")
+    columns = ["computed", "pruned" if pruned else "cached", *(["blocks pruned"] if pruned else [])]
+    columns += [f"diff {name}" for name in _QUANTILES] if any(diffs) else []
+    for column in columns:
+        table.add_column(column, justify="right")
+    table.add_column(f"steps (F computed, {'P pruned' if pruned else 'C cached'})", overflow="fold")
+    for (label, line), found, values in zip(stats.steps_line.items(), records, diffs, strict=True):
+        cells = [str(line.count("F")), str(len(line) - line.count("F") - line.count("-"))]
+        if pruned:
+            cells.append(f"{sum(record.pruned for record in found)} of {sum(record.blocks for record in found)}")
+        if any(diffs):
+            cells += [f"{quantile(values, share):.4f}" if values else "" for share in _QUANTILES.values()]
+        table.add_row(label, *cells, line)
     return table
+
+
+def _steps_table(label: str, records: Iterable[StepRecord], config: BasicCacheConfig) -> Table:
+    """A row for each step of a branch, or sample: what was done, its diff, and why."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(label)
+    for heading in ("step", "diff"):
+        table.add_column(heading, justify="right")
+    table.add_column("reason")
+    done = {"F": "computed", "C": "cached"}
+    for record in records:
+        what = done.get(_letter(record), f"{record.pruned} of {record.blocks} blocks pruned")
+        diffs = " – ".join(f"{diff:.4f}" for diff in sorted({*_diffs(record)[:1], *_diffs(record)[-1:]}))
+        table.add_row(what, str(record.step), diffs, step_reason(record, config))
+    return table
+
+
+def _diffs(record: StepRecord) -> list[float]:
+    """What was measured in a step, ascending: one diff, or one for each block that was decided by one."""
+    return sorted(record.block_diffs) or ([] if record.diff is None else [record.diff])
 
 
 def quantile(ordered: list[float], share: float) -> float:

@@ -1,4 +1,4 @@
-"""Why a run had no hit, in sentences for people."""
+"""Why a step was computed or cached, and why a run had no hit, in words for people."""
 
 from __future__ import annotations
 
@@ -30,6 +30,36 @@ _REFUSALS = {
     "not_called": "The model never called its blocks (it may call block.forward, which cannot be intercepted).",
 }
 """The engine's codes for what rules out every hit, and the sentence for each; the first that occurs is told."""
+
+
+_STEPS = {
+    "off": "the request is too short to cache",
+    "first": "nothing was computed before it",
+    "warmup": "warm-up",
+    "plan": "as planned",
+    "mask": "as the mask says",
+    "hit": "the diff is below the threshold",
+    "threshold": "the diff is not below the threshold",
+    "accumulated": "the diffs since the last computed step add up to too much",
+    "max_cached": "max_cached_steps is reached",
+    "max_continuous": "max_continuous_cached_steps is reached",
+    "nonfinite": "the diff is NaN or infinite",
+    "uncalibrated": "the policy_calibration has ended",
+    "shape": "the shape, dtype or device of the hidden states changed",
+    "conditioning": "what the pipeline conditions on changed",
+    "required": "the model needs all of its blocks",
+    "refreshed": "the cache was refreshed before it",
+    "no_snapshot": "nothing was kept to predict it from",
+    "not_measured": "the diff could not be measured",
+}
+"""The codes of a step's reason, and what each says of one step."""
+
+
+def step_reason(record: StepRecord, config: BasicCacheConfig) -> str:
+    """Why one step was computed or cached, in a few words; a policy's own code, which is not known here, as it is."""
+    if record.why == "hit" and record.diff is None and not record.block_diffs:
+        return "nothing is measured, and no limit is reached"
+    return _STEPS.get(record.why) or refusal(record.why, config) or record.why
 
 
 def refusal(code: str, config: BasicCacheConfig) -> str | None:
