@@ -124,6 +124,19 @@ PATHS: dict[str, Row] = {
     **{f"{package}{path}": _PARALLELISM for package in ("parallelism", "distributed") for path in ("", ".config")},
     "parallelism.backend": {"config.parallelism": "ParallelismBackend"},
     "distributed.backend": {"config.parallelism": "ParallelismBackend"},
+    "metrics.inception": {
+        "metrics.networks.inception": "FIDInceptionA=small FIDInceptionC=middle FIDInceptionE_1=large "
+        "FIDInceptionE_2=large_by_maximum InceptionV3 fid_inception_v3=load_inception"
+    },
+    "metrics.metrics": {
+        "cli.metrics.arguments": "get_args",
+        "metrics": "compute_lpips compute_mse compute_psnr compute_ssim compute_video_lpips compute_video_mse "
+        "compute_video_psnr compute_video_ssim entrypoint get_psnr_type set_psnr_type",
+        "metrics.lpips": "compute_lpips_file=compute_lpips_img",
+        "metrics.pixels": "calculate_psnr=psnr",
+        "metrics.single": "compute_dir_metric compute_mse_file compute_psnr_file compute_ssim_file "
+        "compute_video_metric",
+    },
     "metrics.config": {"metrics.verbosity": "get_metrics_verbose set_metrics_verbose"},
 }
 

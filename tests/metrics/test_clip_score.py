@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from cache_dit.errors import ConfigError, MissingModelError
 from cache_dit.metrics import compute_clip_score
-from cache_dit.metrics.clip_score import ClipScore
+from cache_dit.metrics.clip_score import CLIPScore, ClipScore, compute_clip_score_img
 
 from .media import picture, save_folder
 from .weights import isolate, random_clip
@@ -73,3 +73,10 @@ def test_a_folder_with_another_configuration_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded as a CLIP model"):
         ClipScore(tmp_path)
+
+
+def test_the_score_of_one_picture_is_that_of_a_loaded_model(model):
+    assert CLIPScore is ClipScore
+    assert compute_clip_score_img(picture(0), "a cat", model, device="cpu") == ClipScore(model, "cpu")(
+        "a cat", picture(0)
+    )

@@ -8,7 +8,16 @@ import torch
 
 from cache_dit.errors import ConfigError, MissingModelError
 from cache_dit.metrics import FrechetInceptionDistance, compute_fid, compute_video_fid
-from cache_dit.metrics.fid import EfficientNetFeatures, InceptionFeatures, compute_fd, moments
+from cache_dit.metrics.fid import (
+    EfficientNetFeatures,
+    ImagePathDataset,
+    InceptionFeatures,
+    calculate_activation_statistics,
+    calculate_frechet_distance,
+    compute_fd,
+    get_activations,
+    moments,
+)
 from cache_dit.metrics.frechet import frechet_distance
 
 from .media import picture, save, save_folder, save_video
@@ -167,3 +176,27 @@ def test_fd_is_by_a_network_that_was_trained_and_says_which():
     assert value > 10 and count == 2
     with pytest.raises(ConfigError, match=r"features='inception'.*'efficientnet-lite0'"):
         compute_fd(grey, noise, features="inception")
+
+
+@torch.no_grad()
+def test_fid_can_be_put_together_from_its_parts(inception, tmp_path):
+    folders = [
+        save_folder(tmp_path / name, [picture(s) for s in seeds]) for name, seeds in (("a", (0, 1)), ("b", (2, 3, 4)))
+    ]
+    features = InceptionFeatures(64, inception, "cpu")
+    sets = [sorted(folder.iterdir()) for folder in folders]
+    vectors = [get_activations(files, features, batch_size=2) for files in sets]
+    assert [one.shape for one in vectors] == [(2, 64), (3, 64)]
+    parts = [part for files in sets for part in calculate_activation_statistics(files, features)]
+    assert np.allclose(parts[0], vectors[0].mean(0))
+    expected = FrechetInceptionDistance("cpu", 64, weights=inception).compute_fid(*folders)[0]
+    assert calculate_frechet_distance(*parts) == pytest.approx(expected)
+    assert get_activations([], features).shape == (0, 64)
+
+
+def test_files_are_a_data_set_of_pictures(tmp_path):
+    files = [save(tmp_path / f"{seed}.png", picture(seed)) for seed in range(2)]
+    images = ImagePathDataset(files)
+    assert len(images) == 2
+    assert np.array_equal(np.asarray(images[1]), picture(1))
+    assert ImagePathDataset(files, lambda image: image.size)[0] == picture(0).shape[1::-1]

@@ -7,7 +7,14 @@ from PIL import Image
 
 from cache_dit.errors import ConfigError, MissingModelError
 from cache_dit.metrics import compute_image_reward
-from cache_dit.metrics.image_reward import ImageReward, load_network, prepare
+from cache_dit.metrics.image_reward import (
+    ImageReward,
+    ImageRewardScore,
+    compute_reward_score,
+    compute_reward_score_img,
+    load_network,
+    prepare,
+)
 
 from .media import picture, save_folder
 from .weights import isolate, random_reward
@@ -108,3 +115,9 @@ def test_missing_weights_and_a_missing_tokenizer_are_named_and_nothing_is_downlo
         ImageReward(tmp_path / "ImageReward.pt")
     monkeypatch.setenv("CACHE_DIT_BERT_MODEL_DIR", str(model))
     assert ImageReward(tmp_path / "ImageReward.pt", "cpu")("a", picture()) == ImageReward(model, "cpu")("a", picture())
+
+
+def test_the_reward_of_one_picture_is_that_of_a_loaded_model(model):
+    assert (ImageRewardScore, compute_reward_score) == (ImageReward, compute_image_reward)
+    expected = ImageReward(model, "cpu")("a cat", picture())
+    assert compute_reward_score_img(picture(), "a cat", model, device="cpu") == expected

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from cache_dit.errors import ConfigError, MissingModelError
 from cache_dit.metrics import compute_lpips, compute_video_lpips
-from cache_dit.metrics.lpips import Lpips, load_heads
+from cache_dit.metrics.lpips import Lpips, compute_lpips_img, load_heads
 from cache_dit.metrics.networks import files
 
 from .media import picture, save, save_folder, save_video, shifted
@@ -150,3 +150,8 @@ def test_folders_and_videos_give_the_mean_of_their_pairs(alex, tmp_path):
     assert compute_video_lpips(*videos, weights=alex, device="cpu") == (pytest.approx(np.mean(values)), 4)
     files = save(tmp_path / "one.png", pictures[3]), save(tmp_path / "two.png", changed[3])
     assert compute_lpips(*files, weights=alex, device="cpu") == (pytest.approx(values[3]), 1)
+
+
+def test_the_distance_of_two_pictures_is_that_of_a_loaded_network(alex):
+    expected = Lpips("alex", alex, "cpu")(picture(0, 40, 40), picture(1, 40, 40))
+    assert compute_lpips_img(picture(0, 40, 40), picture(1, 40, 40), weights=alex, device="cpu") == expected

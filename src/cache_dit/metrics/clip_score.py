@@ -7,6 +7,7 @@ generated pictures: CLIP's own logit, the cosine of the two embeddings times the
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from PIL import Image
@@ -75,3 +76,19 @@ def compute_clip_score(
         ConfigError, MissingModelError: as `ClipScore` and `mean_over_prompts` do.
     """
     return mean_over_prompts(ClipScore(clip_model_path, device), prompts, img_dir, name="CLIP_SCORE")
+
+
+def compute_clip_score_img(
+    img: Source, prompt: str, clip_model_path: str | os.PathLike[str] | None = None, **options: Any
+) -> float:
+    """The CLIP score of one picture and its prompt; the model is loaded for it, so `ClipScore` is for many.
+
+    Args:
+        img: the picture.
+        prompt: its prompt.
+        clip_model_path, options: as `ClipScore` takes them.
+    """
+    return ClipScore(clip_model_path, **options)(prompt, img)
+
+
+CLIPScore = ClipScore  # the name that scripts for cache-dit 1.2.0 have

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar, Union, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, Union, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,7 +21,7 @@ from cache_dit.config.base import bad_value, check_integer
 from cache_dit.errors import ConfigError, MissingDependencyError
 from cache_dit.metrics.averages import Mean
 from cache_dit.metrics.frechet import Moments, frechet_distance
-from cache_dit.metrics.networks.files import INCEPTION, chosen_device, find, load_tensors
+from cache_dit.metrics.networks.files import chosen_device, load_tensors
 from cache_dit.metrics.pairs import PathLike, find_pictures, find_videos
 from cache_dit.metrics.pictures import Pixels, Source, read_picture
 from cache_dit.metrics.verbosity import progress
@@ -62,22 +63,12 @@ class InceptionFeatures:
     """
 
     def __init__(self, dims: int = 2048, weights: str | os.PathLike[str] | None = None, device: Device = None) -> None:
-        from cache_dit.metrics.networks.inception import InceptionV3
+        from cache_dit.metrics.networks.inception import InceptionV3, load_inception
 
         if dims not in InceptionV3.ENDS:
             raise bad_value("dims", dims, "one of " + ", ".join(map(str, InceptionV3.ENDS)))
-        path = find(INCEPTION, weights)
-        with torch.device("meta"):
-            network = InceptionV3()
-        state = load_tensors(path)
-        # files from before batch norms counted their batches
-        state |= {k: torch.tensor(0) for k in network.state_dict() if k.endswith("num_batches_tracked")}
-        try:
-            network.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise ConfigError(f"{path} does not hold {INCEPTION.name}: {error}") from error
         self.dims, self.device = dims, chosen_device(device)
-        self._network = network.eval().requires_grad_(False).to(self.device)
+        self._network = load_inception(weights).to(self.device)
 
     def prepare(self, picture: Pixels) -> Tensor:
         """(3, 299, 299) in -1 … 1, resized bilinearly without smoothing, as the published figures are made."""
@@ -129,6 +120,18 @@ class EfficientNetFeatures:
 
 
 @torch.no_grad()
+def _described(
+    features: Features, pictures: Iterable[Source], batch_size: int, num_workers: int
+) -> Iterator[np.ndarray[Any, Any]]:
+    """The features (N, dims) of one batch of pictures after the other, in float64."""
+    check_integer("batch_size", batch_size, minimum=1)
+    check_integer("num_workers", num_workers, minimum=0)
+    with ThreadPoolExecutor(max(1, num_workers)) as threads:
+        for batch in _batches(pictures, batch_size):
+            prepared = threads.map(lambda source: features.prepare(read_picture(source)), batch)
+            yield features(torch.stack(list(prepared))).double().cpu().numpy()
+
+
 def moments(features: Features, pictures: Iterable[Source], *, batch_size: int = 1, num_workers: int = 1) -> Moments:
     """Mean and covariance of the features of pictures. One batch of them is in memory at a time.
 
@@ -138,13 +141,9 @@ def moments(features: Features, pictures: Iterable[Source], *, batch_size: int =
         batch_size: pictures that go through the network together.
         num_workers: threads that read and resize them.
     """
-    check_integer("batch_size", batch_size, minimum=1)
-    check_integer("num_workers", num_workers, minimum=0)
     gathered = Moments(features.dims)
-    with ThreadPoolExecutor(max(1, num_workers)) as threads:
-        for batch in _batches(pictures, batch_size):
-            prepared = threads.map(lambda source: features.prepare(read_picture(source)), batch)
-            gathered.add(features(torch.stack(list(prepared))).double().cpu().numpy())
+    for batch in _described(features, pictures, batch_size, num_workers):
+        gathered.add(batch)
     return gathered
 
 
@@ -300,3 +299,51 @@ def compute_fd(
     name = f"fd by {features}"
     sets = [_shown(_pictures(given), disable=False, name=name) for given in (image_true, image_test)]
     return distance(gather(sets[0]), gather(sets[1]), name=name)
+
+
+class ImagePathDataset(torch.utils.data.Dataset[Any]):
+    """Files as pictures, for a loader of your own.
+
+    Args:
+        files: the pictures' files.
+        transforms: what makes an item of one of Pillow's RGB images; None: the image is the item.
+    """
+
+    def __init__(self, files: Sequence[Source], transforms: Callable[[Image.Image], Any] | None = None) -> None:
+        self.files = files
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        picture = Image.fromarray(read_picture(self.files[index]))
+        return picture if self.transforms is None else self.transforms(picture)
+
+
+def get_activations(
+    files: Iterable[Source], model: Features, batch_size: int = 50, *, num_workers: int = 1
+) -> np.ndarray[Any, Any]:
+    """The features of pictures, (N, dims), in float64.
+
+    Args:
+        files: files or pictures, of any sizes.
+        model: the network, e.g. ``InceptionFeatures()``, which knows its dims and its device.
+        batch_size, num_workers: as in `moments`.
+    """
+    return np.concatenate([np.empty((0, model.dims)), *_described(model, files, batch_size, num_workers)])
+
+
+def calculate_activation_statistics(
+    files: Iterable[Source], model: Features, batch_size: int = 50, *, num_workers: int = 1
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Mean and covariance of the features of pictures, for `frechet_distance`; arguments as in `get_activations`.
+
+    Raises:
+        ConfigError: there are fewer than two pictures.
+    """
+    gathered = moments(model, files, batch_size=batch_size, num_workers=num_workers)
+    return gathered.mean, gathered.covariance
+
+
+calculate_frechet_distance = frechet_distance  # the name that pytorch-fid has

@@ -6,6 +6,7 @@ Xu et al., "ImageReward: Learning and Evaluating Human Preferences for Text-to-I
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,3 +93,20 @@ def compute_image_reward(
         ConfigError, MissingModelError: as `ImageReward` and `mean_over_prompts` do.
     """
     return mean_over_prompts(ImageReward(imagereward_model_path, device), prompts, img_dir, name="IMAGE_REWARD")
+
+
+def compute_reward_score_img(
+    img: Source, prompt: str, imagereward_model_path: str | os.PathLike[str] | None = None, **options: Any
+) -> float:
+    """The reward of one picture and its prompt; the model is loaded for it, so `ImageReward` is for many.
+
+    Args:
+        img: the picture.
+        prompt: its prompt.
+        imagereward_model_path, options: as `ImageReward` takes them.
+    """
+    return ImageReward(imagereward_model_path, **options)(prompt, img)
+
+
+# the names that scripts for cache-dit 1.2.0 have
+ImageRewardScore, compute_reward_score = ImageReward, compute_image_reward

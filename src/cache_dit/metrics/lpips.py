@@ -111,3 +111,13 @@ def compute_lpips(image_true: Source, image_test: Source, **options: Any) -> Mea
 def compute_video_lpips(video_true: PathLike, video_test: PathLike, **options: Any) -> Mean:
     """As `compute_lpips`, over the frames of two videos or of two folders' videos; n counts frames."""
     return mean_over_frames(Lpips(**options), video_true, video_test, name="LPIPS")
+
+
+def compute_lpips_img(image_true: Source, image_test: Source, **options: Any) -> float:
+    """LPIPS of two pictures; the network is loaded for them, so `Lpips` is for many.
+
+    Args:
+        image_true, image_test: the pictures.
+        options: of `Lpips`.
+    """
+    return Lpips(**options)(image_true, image_test)

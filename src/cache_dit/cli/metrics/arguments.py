@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -223,3 +224,14 @@ def _configurations(kind: Kind, true: Path, source: Path) -> list[Path]:
         what = "folder" if true.is_dir() else "file"
         raise UsageError(f"{source} has nothing to compare with {true}: expected a {what} for each configuration")
     return found
+
+
+def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed after ``cache-dit-metrics-cli``, for a script that measures in its own way.
+
+    Args:
+        arguments: what was typed; that of this process when None.
+    """
+    parser = argparse.ArgumentParser("cache-dit-metrics-cli", allow_abbrev=False)
+    add_arguments(parser)
+    return parser.parse_args(arguments)

@@ -7,11 +7,15 @@ Names are those of the file. Only torch is needed: torchvision's wheels do not i
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cache_dit.errors import ConfigError
+from cache_dit.metrics.networks.files import INCEPTION, find, load_tensors
 
 _Size = tuple[int, int]
 _TALL, _WIDE = (7, 1), (1, 7)
@@ -94,27 +98,33 @@ class Mixed(nn.Module):
         return result
 
 
-def _small(pooled: int) -> tuple[list[list[_Step]], int]:
-    """A block at 35 x 35."""
+def small(channels: int, pooled: int) -> Mixed:
+    """A block at 35 x 35 with this many channels, and this many of its result from the pooling."""
     double = [_step("branch3x3dbl_1", 64), _step("branch3x3dbl_2", 96, 3), _step("branch3x3dbl_3", 96, 3)]
-    return [[_step("branch1x1", 64)], [_step("branch5x5_1", 48), _step("branch5x5_2", 64, 5)], double], pooled
+    single = [_step("branch5x5_1", 48), _step("branch5x5_2", 64, 5)]
+    return Mixed(channels, [[_step("branch1x1", 64)], single, double], pooled)
 
 
-def _middle(width: int) -> tuple[list[list[_Step]], int]:
-    """A block at 17 x 17."""
+def middle(channels: int, width: int) -> Mixed:
+    """A block at 17 x 17 with this many channels, and this many between its convolutions of 7 pixels."""
     single = [_step("branch7x7_1", width), _step("branch7x7_2", width, _WIDE), _step("branch7x7_3", 192, _TALL)]
     double = [
         *(_step("branch7x7dbl_1", width), _step("branch7x7dbl_2", width, _TALL), _step("branch7x7dbl_3", width, _WIDE)),
         *(_step("branch7x7dbl_4", width, _TALL), _step("branch7x7dbl_5", 192, _WIDE)),
     ]
-    return [[_step("branch1x1", 192)], single, double], 192
+    return Mixed(channels, [[_step("branch1x1", 192)], single, double], 192)
 
 
-def _large(maximum: bool) -> tuple[list[list[_Step]], int, bool]:
-    """A block at 8 x 8."""
+def large(channels: int, *, maximum: bool = False) -> Mixed:
+    """A block at 8 x 8 with this many channels, whose pooling takes the mean or the maximum."""
     single = [_step("branch3x3_1", 384), _fork("branch3x3_2", 384)]
     double = [_step("branch3x3dbl_1", 448), _step("branch3x3dbl_2", 384, 3), _fork("branch3x3dbl_3", 384)]
-    return [[_step("branch1x1", 320)], single, double], 192, maximum
+    return Mixed(channels, [[_step("branch1x1", 320)], single, double], 192, maximum)
+
+
+def large_by_maximum(channels: int) -> Mixed:
+    """The last block: ``large`` with the maximum."""
+    return large(channels, maximum=True)
 
 
 _HALVE_SMALL = [
@@ -144,17 +154,17 @@ class InceptionV3(nn.Module):
         self.Conv2d_2b_3x3 = Convolution(32, 64, 3)
         self.Conv2d_3b_1x1 = Convolution(64, 80, 1)
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3, padded=False)
-        self.Mixed_5b = Mixed(192, *_small(32))
-        self.Mixed_5c = Mixed(256, *_small(64))
-        self.Mixed_5d = Mixed(288, *_small(64))
+        self.Mixed_5b = small(192, 32)
+        self.Mixed_5c = small(256, 64)
+        self.Mixed_5d = small(288, 64)
         self.Mixed_6a = Mixed(288, _HALVE_SMALL)
-        self.Mixed_6b = Mixed(768, *_middle(128))
-        self.Mixed_6c = Mixed(768, *_middle(160))
-        self.Mixed_6d = Mixed(768, *_middle(160))
-        self.Mixed_6e = Mixed(768, *_middle(192))
+        self.Mixed_6b = middle(768, 128)
+        self.Mixed_6c = middle(768, 160)
+        self.Mixed_6d = middle(768, 160)
+        self.Mixed_6e = middle(768, 192)
         self.Mixed_7a = Mixed(768, _HALVE_MIDDLE)
-        self.Mixed_7b = Mixed(1280, *_large(maximum=False))
-        self.Mixed_7c = Mixed(2048, *_large(maximum=True))
+        self.Mixed_7b = large(1280)
+        self.Mixed_7c = large_by_maximum(2048)
         self.fc = nn.Linear(2048, 1008)  # in the file; no feature needs it
 
     def forward(self, x: Tensor, dims: int = 2048) -> Tensor:
@@ -174,3 +184,26 @@ class InceptionV3(nn.Module):
             if name == self.ENDS[dims]:
                 break
         return x.mean(dim=(2, 3))
+
+
+def load_inception(weights: str | os.PathLike[str] | None = None) -> InceptionV3:
+    """The network with its weights, for inference.
+
+    Args:
+        weights: the file or its folder; None looks where `networks.files.find` does.
+
+    Raises:
+        ConfigError: the file holds another network.
+        MissingModelError: the weights are nowhere; nothing is downloaded.
+    """
+    path = find(INCEPTION, weights)
+    with torch.device("meta"):
+        network = InceptionV3()
+    state = load_tensors(path)
+    # files from before batch norms counted their batches
+    state |= {k: torch.tensor(0) for k in network.state_dict() if k.endswith("num_batches_tracked")}
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not hold {INCEPTION.name}: {error}") from error
+    return network.eval().requires_grad_(False)
