@@ -120,7 +120,7 @@ def plan(
         trials = Trials(pipe_or_transformer, made, items, num_inference_steps, store, note, memory_limit)
         planner = _Planner(trials, targets, rules, held, seed, points, budget_s, max_runs, start)
         found = planner.plan()
-    logger.info("cache_dit: planned:\n%s", found.summary())
+    logger.info("cache_dit: planned:\n%s", found)
     return found
 
 
@@ -145,7 +145,6 @@ class _Planner:
         self.points, self.start = points, start
         self.budget_s, self.max_runs = budget_s, max_runs
         self.outcomes: dict[int, Outcome] = {}
-        self.notes: list[str] = []
 
     def plan(self) -> Plan:
         """Do it all."""
@@ -164,7 +163,7 @@ class _Planner:
             numbers = self._curve()
             for place, one in enumerate(numbers):
                 self._measure(one, self._left(len(numbers)) / (len(numbers) - place))
-        return self._finished(grams, probed)
+        return self._finished(probed)
 
     def _race(self, grams: Sequence[Array], probed: Probed) -> Race:
         mixed = [combined(gram, probed.rho) for gram in grams]
@@ -241,17 +240,12 @@ class _Planner:
         forecast = self.race.forecast()
         return forecast.at(best_schedules(forecast.objective, [number])[number][0].cost)
 
-    def _finished(self, grams: Sequence[Array], probed: Probed) -> Plan:
+    def _finished(self, probed: Probed) -> Plan:
         forecast = self.race.forecast()
         found = {number: self._point(number, outcome) for number, outcome in self.outcomes.items()}
         kept = _pareto(found)
-        conditions = self._conditions()
-        made = Plan(
-            conditions,
-            tuple(kept),
-            cost=self._cost(forecast, probed),
-            note=self._note(len(found) - len(kept)),
-        )
+        note = self._note(len(found) - len(kept))
+        made = Plan(self._scope(), tuple(kept), cost=self._cost(forecast, probed), note=note)
         number = self.targets.number(self.trials.steps)
         if number is not None:
             return made.select(full_steps=number)
@@ -279,21 +273,10 @@ class _Planner:
         margin = 2 * forecast.spread
         return replace(expected, low=expected.mean - margin, high=expected.mean + margin)
 
-    def _conditions(self) -> PlanScope:
-        facts = self.trials.facts
-        sigmas = facts["sigmas"]
-        return PlanScope(
-            model_class=facts["model_class"],
-            weights=facts["weights"],
-            num_inference_steps=self.trials.steps,
-            scheduler=facts["scheduler"],
-            shift=facts["shift"],
-            sigmas=None if sigmas is None else tuple(sigmas),
-            branches=tuple(facts["branches"]),
-            resolution=facts["resolution"],
-            dtype=facts["dtype"],
-            predictors=tuple(rule.name for rule in self.rules),
-        )
+    def _scope(self) -> PlanScope:
+        facts = {name: fact for name, fact in self.trials.facts.items() if name != "shares"}
+        rules = tuple(rule.name for rule in self.rules)
+        return PlanScope(num_inference_steps=self.trials.steps, predictors=rules, **facts)
 
     def _cost(self, forecast: Forecast, probed: Probed) -> dict[str, Any]:
         return {

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from cache_dit.config.base import GUARD_IS_GONE, bad_value, check_integer, check_number
 from cache_dit.engine.plans.adapt import adapted
 from cache_dit.engine.plans.file import plain, plan_of, read, write
 from cache_dit.engine.plans.point import PlanPoint
-from cache_dit.engine.plans.report import described, table
+from cache_dit.engine.plans.report import described
 from cache_dit.engine.plans.scope import PlanScope, branch_name
 from cache_dit.errors import ConfigError
 
@@ -109,7 +109,7 @@ class Plan:
         check_number(name, value, above=0)
         found = [point for point in self.points if _reaches(point, name, value)]
         if not found:
-            raise bad_value(name, value, f"what a point of the plan reaches:\n{self.summary()}")
+            raise bad_value(name, value, f"what a point of the plan reaches:\n{self}")
         return replace(self, chosen=(found[-1] if name == "target_psnr" else found[0]).full_steps)
 
     def promise(self, level: float = 0.9) -> float:
@@ -135,11 +135,9 @@ class Plan:
             )
         return found
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            told = GUARD_IS_GONE if name == "with_guard" else f"a Plan has no attribute {name!r}"
-            raise AttributeError(told)
+    def with_guard(self, level: float | None = None) -> NoReturn:
+        """Refused: there is no guard any more; see `promise`."""
+        raise ConfigError(f"with_guard({level}): {GUARD_IS_GONE}")
 
     def adapt(self, num_inference_steps: int, sigmas: Sequence[float] | None = None) -> Plan:
         """An estimate of the plan for another number of steps: full steps where the noise levels are the same.
@@ -184,10 +182,6 @@ class Plan:
         name = branch_name(branch)
         made = self.scope.has_branch(name)
         return all(point.schedule(name) is not None and (made or name in point.branches) for point in self.points)
-
-    def summary(self) -> str:
-        """A table of the points in Markdown, with their schedules; the chosen one is marked."""
-        return "\n".join([*table(self.points, self.chosen), *([self.note] if self.note else [])])
 
     def __str__(self) -> str:
         return "\n".join(described(self.scope, self.points, self.chosen, self.note))

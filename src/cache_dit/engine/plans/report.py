@@ -40,26 +40,6 @@ def _source(point: PlanPoint, quality: Quality) -> str:
     return "kept apart" if quality.held_out else "measured"
 
 
-def table(points: Sequence[PlanPoint], chosen: int | None) -> list[str]:
-    """The points in Markdown, with their schedules."""
-    heads = ("", "full steps", "ideal ×", "measured ×", "mean", "5th percentile", "minimum", "pictures", "schedule")
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    return lines + [f"| {' | '.join(_cells(point, chosen))} |" for point in points]
-
-
-def _cells(point: PlanPoint, chosen: int | None) -> list[str]:
-    quality = point.quality
-    told = ["–"] * 4
-    if quality is not None:
-        told = [f"{value:.1f}" for value in (quality.mean, quality.p5, quality.minimum)]
-        told[0] += f" ({quality.low:.1f}–{quality.high:.1f})"
-        told.append(f"{quality.pictures} {_source(point, quality)}")
-    measured = "–" if point.measured_speedup is None else f"{point.measured_speedup:.2f}"
-    masks = "; ".join(f"{name} {schedule.text}" for name, schedule in sorted(point.branches.items()))
-    mark = "→" if point.full_steps == chosen else ""
-    return [mark, f"{point.full_steps} of {point.steps}", f"{point.ideal_speedup:.2f}", measured, *told, masks]
-
-
 @dataclass(frozen=True)
 class PlanOutcome:
     """What a request made of its plan.

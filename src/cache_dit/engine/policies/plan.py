@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from cache_dit.config.cache import BasicCacheConfig
@@ -57,9 +58,9 @@ class PlanPolicy(StepPolicy):
         first, known = "uncond" if self.config.cfg_compute_first else "cond", self.plan.scope.branches
         return self.point.schedule(first) if known is None or first in known else None
 
-    @property
+    @cached_property
     def schedule(self) -> BranchSchedule:
-        """The schedule of the branch."""
+        """The schedule of the branch. One that gets its name later is the first, and has the first one's already."""
         found = self.point.schedule(self.branch) or self._first
         return found or next(iter(self.point.branches.values()))
 
