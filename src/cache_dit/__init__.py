@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 import cache_dit.compat as _compat  # noqa: F401 - what old import paths need, light
 from cache_dit.lazy import lazy_names as _lazy_names
-
-__version__ = "2.0.0.dev0"
-version_tuple = (2, 0, 0, "dev0")
-REFERENCE_API = "1.2.0"
-"""The version of the package cache-dit of which this one has the public names, with their arguments."""
+from cache_dit.version import REFERENCE_API, __version__, version_tuple
 
 if _TYPE_CHECKING:
     from cache_dit.api import (

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from cache_dit.config.base import refuse_unbuilt
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
-from cache_dit.config.loading import refuse_unbuilt
 from cache_dit.config.modifier import ParamsModifier, check_classes, flat_options, overlay, refresh_options
 from cache_dit.config.parallelism import ParallelismConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
@@ -83,7 +83,10 @@ def enable_cache(
         cache_config = DBCacheConfig(plan=cache_config)
     check_classes(cache_config, calibrator_config)
     adapter = _described(pipe_or_adapter)
-    cache_config = overlay(_default(adapter) if cache_config is None else cache_config, options, complete=True)
+    if cache_config is None:
+        cache_config = _default(adapter)
+    if options:
+        cache_config = overlay(cache_config, options)
     if cache_config.cache_type is CacheType.NONE:
         disable_cache(pipe_or_adapter)
         return pipe_or_adapter

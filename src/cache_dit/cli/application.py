@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from cache_dit import __version__
 from cache_dit.cli.arguments import Command, Parser, UsageError
 from cache_dit.errors import CacheDitError
+from cache_dit.version import __version__
 
 
 def _command(name: str, text: str, *, passes_on: bool = False) -> Command:

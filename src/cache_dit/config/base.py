@@ -51,6 +51,13 @@ def bad_value(name: str, value: object, expected: str) -> ConfigError:
     return ConfigError(f"{name}={value!r} is not valid: expected {expected}")
 
 
+def refuse_unbuilt(**options: Any) -> None:
+    """Raise `ConfigError` for an option of what is not in this version, unless it is None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name}={value!r} is for what is not in this version: pass None, or leave it out")
+
+
 def check_integer(name: str, value: Any, *, minimum: int | None = None) -> None:
     """Raise `ConfigError` unless `value` is an integer (not a bool) of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or (minimum is not None and value < minimum):
@@ -93,6 +100,18 @@ def check_flag(name: str, value: Any) -> None:
         raise bad_value(name, value, "True or False")
 
 
+def check_text(name: str, value: Any, *, expected: str) -> None:
+    """Raise `ConfigError` unless `value` is a string with something in it; `expected` says what, for the message."""
+    if not isinstance(value, str) or not value:
+        raise bad_value(name, value, expected)
+
+
+def check_dict(name: str, value: Any, *, expected: str) -> None:
+    """Raise `ConfigError` unless `value` is a dict; `expected` says of what, for the message."""
+    if not isinstance(value, dict):
+        raise bad_value(name, value, expected)
+
+
 def check_choice(name: str, value: Any, *, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
@@ -128,6 +147,24 @@ def laid_over(current: Any, value: Any) -> Any:
 def joined(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """The options of both mappings; where both have one, that of `over`, laid over the other."""
     return {**under, **{name: laid_over(under.get(name), value) for name, value in over.items()}}
+
+
+_known: dict[type, tuple[str, ...]] = {}
+
+
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    """The names of a configuration's fields, told once for each class."""
+    if cls not in _known:
+        _known[cls] = tuple(field.name for field in fields(cls))
+    return _known[cls]
+
+
+def defaults_of(cls: type[Any]) -> dict[str, Any]:
+    """The fields of a configuration class with their defaults."""
+    return {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(cls)
+    }
 
 
 @dataclass(repr=False)
@@ -179,6 +216,29 @@ class SparseConfig:
     def _validate_together(self) -> None:
         """Raise `ConfigError` for values that exclude each other."""
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """A configuration with these fields, and None in all others; checked once, unlike the defaults updated.
+
+        Raises:
+            ConfigError: an unknown name or a value that cannot work.
+        """
+        made = cls.__new__(cls)
+        vars(made).update(dict.fromkeys(_names(cls)))
+        made._set(options)
+        made._check()
+        return made
+
+    def _set(self, options: Mapping[str, Any]) -> None:
+        """Set the options that are not None; nothing is checked but their names."""
+        known = _names(type(self))
+        for name, value in options.items():
+            if name not in known:
+                raise unknown_key(name, known, where=type(self).__name__)
+            if value is not None:
+                current = getattr(self, name)
+                setattr(self, name, value if current is None else laid_over(current, value))
+
     def update(self, **options: Any) -> Self:
         """Set the given fields, but leave those given as None as they are.
 
@@ -193,27 +253,19 @@ class SparseConfig:
         Raises:
             ConfigError: an unknown name or a value that cannot work; this configuration is then unchanged.
         """
-        known = self.field_names()
         changed = copy.copy(self)
-        for name, value in options.items():
-            if name not in known:
-                raise unknown_key(name, known, where=type(self).__name__)
-            if value is not None:
-                setattr(changed, name, laid_over(getattr(changed, name), value))
+        changed._set(options)
         changed._check()
-        for name in known:
-            setattr(self, name, getattr(changed, name))
+        vars(self).update(vars(changed))
         return self
 
     def empty(self, **options: Any) -> Self:
         """Set every field to None ("not given"), then `update` with `options`. Returns this configuration itself."""
         blank = copy.copy(self)
-        for name in self.field_names():
-            if name not in self._kept_by_empty:
-                setattr(blank, name, None)
-        blank.update(**options)
-        for name in self.field_names():
-            setattr(self, name, getattr(blank, name))
+        vars(blank).update({name: None for name in _names(type(self)) if name not in self._kept_by_empty})
+        blank._set(options)
+        blank._check()
+        vars(self).update(vars(blank))
         return self
 
     def reset(self, **options: Any) -> Self:
@@ -222,10 +274,8 @@ class SparseConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """A deep copy of all fields, None included, by name. A configuration in a field stays a configuration."""
-        return {
-            name: value if name in self._shared else copy.deepcopy(value)
-            for name, value in ((name, getattr(self, name)) for name in self.field_names())
-        }
+        values = {name: getattr(self, name) for name in _names(type(self))}
+        return {name: value if name in self._shared else copy.deepcopy(value) for name, value in values.items()}
 
     def given(self) -> dict[str, Any]:
         """A deep copy of the fields that are not None, by name."""
@@ -233,9 +283,7 @@ class SparseConfig:
 
     def __repr__(self) -> str:
         """The call that makes it: what differs from the defaults, or of a sparse one what is given."""
-        usual = {
-            one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(self)
-        }
+        usual = defaults_of(type(self))
         values = {name: getattr(self, name) for name in usual}
         sparse = any(value is None and usual[name] is not None for name, value in values.items())
         left_out = dict.fromkeys(usual) if sparse else usual
@@ -245,4 +293,4 @@ class SparseConfig:
     @classmethod
     def field_names(cls) -> list[str]:
         """The names of all fields, in the order of the constructor."""
-        return [field.name for field in fields(cls)]
+        return list(_names(cls))

@@ -8,7 +8,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +21,8 @@ from cache_dit.config.base import (
     check_flag,
     check_integer,
     check_number,
+    check_text,
+    defaults_of,
     unknown_key,
 )
 from cache_dit.config.extra import ExtraCacheConfig
@@ -73,6 +75,9 @@ class CacheType(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    def __repr__(self) -> str:
+        return f"CacheType.{self.name}"
 
 
 def cache_type(type_hint: CacheType | str | None) -> CacheType:
@@ -135,11 +140,6 @@ def _check_mask(name: str, value: Any) -> None:
         )
 
 
-def _check_policy(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise bad_value(name, value, "a policy's name, e.g. 'dbcache'")
-
-
 def _check_calibration(name: str, value: Any) -> None:
     path = isinstance(value, (str, os.PathLike))
     if (path and not os.fspath(value)) or (not path and type(value).__module__ == "builtins"):
@@ -178,11 +178,6 @@ def _preset_mask(name: str, preset: str, steps: Any) -> list[int] | None:
             "e.g. num_inference_steps=28"
         )
     return steps_mask(total_steps=steps, mask_policy=preset)
-
-
-def _usual(name: str) -> Any:
-    """The default of an option."""
-    return next(each.default for each in fields(BasicCacheConfig) if each.name == name)
 
 
 def _tag(value: Any, shown: Callable[[Any], object] = str) -> str:
@@ -295,7 +290,7 @@ class BasicCacheConfig(SparseConfig):
         "num_inference_steps": partial(check_integer, minimum=1),
         "steps_computation_mask": _check_mask,
         "steps_computation_policy": partial(check_choice, choices=("dynamic", "static")),
-        "policy": _check_policy,
+        "policy": partial(check_text, expected="a policy's name, e.g. 'dbcache'"),
         "policy_calibration": _check_calibration,
         "decision": partial(check_choice, choices=("mean", "any", "all", "sample")),
         "cache_device": _check_device,
@@ -332,10 +327,11 @@ class BasicCacheConfig(SparseConfig):
 
     def _leave_to_plan(self) -> None:
         """With a plan, cached steps run no block: F and B are 0 where nobody asked for some."""
-        self.policy = "plan" if self.policy in (None, _usual("policy")) else self.policy
+        usual = defaults_of(BasicCacheConfig)
+        self.policy = "plan" if self.policy in (None, usual["policy"]) else self.policy
         back: int | None = self.Bn_compute_blocks
         self.Bn_compute_blocks = back or 0
-        if self.Fn_compute_blocks in (None, _usual("Fn_compute_blocks")):
+        if self.Fn_compute_blocks in (None, usual["Fn_compute_blocks"]):
             self.Fn_compute_blocks = 0
 
     def _resolve_presets(self) -> None:
@@ -374,10 +370,10 @@ class BasicCacheConfig(SparseConfig):
 
     def _refuse_beside_plan(self) -> None:
         """Raise `ConfigError` for options that decide what the plan decides."""
-        planned = {"Fn_compute_blocks": 0, "policy": "plan"}
+        planned = {**defaults_of(BasicCacheConfig), "Fn_compute_blocks": 0, "policy": "plan"}
         for name in DECIDED_BY_PLAN:
-            value, left = getattr(self, name), planned.get(name, _usual(name))
-            if value is not None and value != left:
+            value = getattr(self, name)
+            if value is not None and value != planned[name]:
                 raise ConfigError(f"{name}={value!r} and plan exclude each other, the plan decides: leave out {name}")
 
     @property

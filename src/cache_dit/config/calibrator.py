@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from cache_dit.config.base import SparseConfig, bad_value, check_choice, check_flag, check_integer, check_number
-
-
-def _check_type(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise bad_value(name, value, "a predictor's name, e.g. 'taylorseer'")
-
-
-def _check_kwargs(name: str, value: Any) -> None:
-    if not isinstance(value, dict):
-        raise bad_value(name, value, "a dict, e.g. {'n_derivatives': 2}")
+from cache_dit.config.base import (
+    SparseConfig,
+    check_choice,
+    check_dict,
+    check_flag,
+    check_integer,
+    check_number,
+    check_text,
+)
 
 
 def _order_tag(short: str, long: str, order: int | None, details: bool) -> str:
@@ -54,9 +52,9 @@ class CalibratorConfig(SparseConfig):
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
         "enable_calibrator": check_flag,
         "enable_encoder_calibrator": check_flag,
-        "calibrator_type": _check_type,
+        "calibrator_type": partial(check_text, expected="a predictor's name, e.g. 'taylorseer'"),
         "calibrator_cache_type": partial(check_choice, choices=("residual", "hidden_states")),
-        "calibrator_kwargs": _check_kwargs,
+        "calibrator_kwargs": partial(check_dict, expected="a dict, e.g. {'n_derivatives': 2}"),
         "coordinate": partial(check_choice, choices=("step", "timestep", "sigma")),
     }
     _kept_by_empty: ClassVar[tuple[str, ...]] = ("calibrator_type",)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, overload
 
-from cache_dit.config.base import check_flag, unknown_key
+from cache_dit.config.base import check_flag, refuse_unbuilt, unknown_key
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import ParamsModifier
@@ -154,13 +154,6 @@ def load_quantize_config(path_or_dict: PathOrDict, **kwargs: Any) -> None:
         ConfigError: as in `load_configs`; also where the section holds anything.
     """
     _checked(path_or_dict, kwargs, where="load_quantize_config")
-
-
-def refuse_unbuilt(**options: Any) -> None:
-    """Raise `ConfigError` for an option of what is not in this version, unless it is None."""
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigError(f"{name}={value!r} is for what is not in this version: pass None, or leave it out")
 
 
 def load_options(path_or_dict: PathOrDict, reset: bool = False) -> dict[str, Any]:

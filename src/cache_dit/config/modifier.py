@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from cache_dit.config.base import SparseConfig, joined, unknown_key
+from cache_dit.config.base import SparseConfig, defaults_of, joined, unknown_key
 from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType, DBCacheConfig, known_cache_type
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.options import OPTION_KEYS, read_calibrator, read_options
@@ -66,7 +66,8 @@ class ParamsModifier:
         self.calibrator_config = flat_calibrator or calibrator_config
 
     def __repr__(self) -> str:
-        return f"ParamsModifier(cache_config={self.cache_config!r}, calibrator_config={self.calibrator_config!r})"
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return f"ParamsModifier({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], CalibratorConfig | None]:
@@ -83,6 +84,8 @@ def flat_options(options: Mapping[str, Any], *, where: str) -> tuple[dict[str, A
     Raises:
         ConfigError: an unknown option, or a value that cannot work.
     """
+    if not options:
+        return {}, None
     known = (*_FLAT_CACHE_OPTIONS, *_FLAT_TAYLORSEER_OPTIONS)
     for key in options:
         if key not in known and key in BasicCacheConfig.field_names():
@@ -162,16 +165,19 @@ def effective(
     Raises:
         ConfigError: the combination cannot work.
     """
-    cache_options = modifier.cache_config if modifier else None
-    calibrator_options = modifier.calibrator_config if modifier else None
-    cache = overlay(base_cache, cache_options.given() if cache_options else {}, complete=True)
-    if calibrator_options is None and cache_options is not None and cache_options.plan is not None:
-        return cache, None  # the plan says how steps are predicted
-    if calibrator_options is None:
-        return cache, None if base_calibrator is None else overlay(base_calibrator, {}, complete=True)
-    if type(base_calibrator) is not type(calibrator_options):
-        return cache, overlay(calibrator_options, {}, complete=True)
-    return cache, overlay(base_calibrator, calibrator_options.given(), complete=True)
+    own_cache, own_calibrator = (modifier.cache_config, modifier.calibrator_config) if modifier else (None, None)
+    options = {} if own_cache is None else own_cache.given()
+    if own_calibrator is None and "plan" in options:
+        base_calibrator = None  # the plan says how steps are predicted
+    return overlay(base_cache, options, complete=True), calibrator_over(base_calibrator, own_calibrator)
+
+
+def calibrator_over(base: CalibratorConfig | None, own: CalibratorConfig | None) -> CalibratorConfig | None:
+    """Complete calibrator options: `own` laid over `base`, in whose place it comes where it is of another class."""
+    if own is None or type(base) is not type(own):
+        chosen = base if own is None else own
+        return None if chosen is None else overlay(chosen, {}, complete=True)
+    return overlay(base, own.given(), complete=True)
 
 
 def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False) -> _Config:
@@ -192,14 +198,12 @@ def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False
     given = {key: value for key, value in options.items() if value is not None}
     cls = _class_over(base, given)
     dropped = _dropped(base, given)
-    kept = {name: value for name, value in base.given().items() if name in cls.field_names() and name not in dropped}
-    laid: SparseConfig = cls() if complete else cls().reset()
-    laid.update(**joined(kept, given))
+    usual = defaults_of(cls)
+    kept = {name: value for name, value in base.given().items() if name in usual and name not in dropped}
+    laid = {**(usual if complete else {}), **joined(kept, given)}
     if complete:
-        for name, value in list(laid.given().items()):
-            if isinstance(value, SparseConfig):
-                setattr(laid, name, overlay(value, {}, complete=True))
-    return cast(_Config, laid)
+        laid.update({k: overlay(v, {}, complete=True) for k, v in laid.items() if isinstance(v, SparseConfig)})
+    return cast(_Config, cls.of(laid))
 
 
 def _dropped(base: SparseConfig, options: Mapping[str, Any]) -> tuple[str, ...]:

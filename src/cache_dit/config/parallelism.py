@@ -10,7 +10,14 @@ from functools import partial
 from importlib import metadata
 from typing import Any, ClassVar
 
-from cache_dit.config.base import bad_value, check_flag, check_integer, unknown_key
+from cache_dit.config.base import (
+    bad_value,
+    check_dict,
+    check_flag,
+    check_integer,
+    check_text,
+    unknown_key,
+)
 from cache_dit.errors import ConfigError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
@@ -65,24 +72,9 @@ def _check_diffusers() -> None:
         raise MissingDependencyError(f"context parallelism needs diffusers>={needed}; {version} is installed")
 
 
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise bad_value(name, value, "a name")
-
-
 def _check_modules(name: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)) or any(entry is None or entry == "" for entry in value):
         raise bad_value(name, value, "a list of modules, or of names of the pipeline's, e.g. ['text_encoder', 'vae']")
-
-
-def _check_plan(name: str, value: Any) -> None:
-    if not isinstance(value, dict):
-        raise bad_value(name, value, "a dict from the names of submodules to how their inputs or outputs are split")
-
-
-def _check_kwargs(name: str, value: Any) -> None:
-    if not isinstance(value, dict):
-        raise bad_value(name, value, "a dict, e.g. {'attention_backend': 'native'}")
 
 
 def _backend(name: str, value: Any) -> ParallelismBackend:
@@ -130,12 +122,14 @@ class ParallelismConfig:
     _checks: ClassVar[dict[str, Callable[[str, Any], object]]] = {
         "backend": _backend,
         **dict.fromkeys(("ulysses_size", "ring_size", "tp_size"), partial(check_integer, minimum=1)),
-        "parallel_kwargs": _check_kwargs,
+        "parallel_kwargs": partial(check_dict, expected="a dict, e.g. {'attention_backend': 'native'}"),
         **dict.fromkeys(("_has_text_encoder", "_has_auto_encoder", "_has_controlnet"), check_flag),
     }
     _options: ClassVar[dict[str, Callable[[str, Any], object]]] = {
-        "cp_plan": _check_plan,
-        "attention_backend": _check_text,
+        "cp_plan": partial(
+            check_dict, expected="a dict from the names of submodules to how their inputs or outputs are split"
+        ),
+        "attention_backend": partial(check_text, expected="a name"),
         "extra_parallel_modules": _check_modules,
         "experimental_ulysses_anything": check_flag,
         "experimental_ulysses_float8": check_flag,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from cache_dit.config.base import bad_value
 from cache_dit.config.cache import BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.extra import ExtraCacheConfig
-from cache_dit.config.modifier import ParamsModifier, effective, overlay
+from cache_dit.config.modifier import calibrator_over, overlay
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.forward.chain import Chain
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.scope import PlanScope
-from cache_dit.engine.policies.base import Probe
+from cache_dit.engine.policies.base import Probe, StepPolicy
 from cache_dit.engine.policies.budget import AccumulatingPolicy
 from cache_dit.engine.policies.calibration import PolicyCalibration
 from cache_dit.engine.policies.registry import make_policy
@@ -70,8 +71,16 @@ class ChainOptions:
             ConfigError: if they cannot work together.
         """
         before = None if changes.get("plan") is not None else self.calibrator  # a plan says how steps are predicted
-        predicted = effective(self.cache, before, ParamsModifier(None, calibrator))[1]
-        return ChainOptions(overlay(self.cache, changes, complete=True), predicted)
+        return ChainOptions(overlay(self.cache, changes, complete=True), calibrator_over(before, calibrator))
+
+    @cached_property
+    def policy(self) -> StepPolicy | None:
+        """A policy that decides nothing, but tells what is measured; None where blocks are decided, not steps.
+
+        Raises:
+            ConfigError: no policy has that name, or an option or the calibration cannot work.
+        """
+        return None if isinstance(self.cache, DBPruneConfig) else make_policy(self.cache)
 
     def predictors(self) -> tuple[Predictor, Predictor]:
         """The predictors of H and of E: one and the same where the options are."""
@@ -144,7 +153,7 @@ def checked(
     if cache.policy_calibration is not None:
         cache.policy_calibration = PolicyCalibration.of(cache.policy_calibration)  # read once, and now
         cache.policy_calibration.check(model_class=model_class)
-    policy = None if isinstance(cache, DBPruneConfig) else make_policy(cache)
+    policy = options.policy
     if cache.policy_calibration is not None and cache.policy in ("dbcache", "easycache"):
         chain.say_once("cache_dit: policy_calibration has no effect: it is for policy='teacache' or 'magcache'")
     if cache.decision == "mean":

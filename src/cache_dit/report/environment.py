@@ -7,8 +7,8 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cache_dit import REFERENCE_API, __version__
 from cache_dit.report.machine import cores, memory_gib, processor, version
+from cache_dit.version import REFERENCE_API, __version__
 
 PACKAGES = (
     *("diffusers", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "safetensors", "huggingface-hub"),

@@ -7,10 +7,9 @@ import importlib
 import sys
 from pathlib import Path
 
-import cache_dit
 from cache_dit.errors import MissingDependencyError
 
-_ROOT = Path(cache_dit.__file__).parent.parent.parent
+_ROOT = Path(__file__).parents[4]
 """The repository, where this is a checkout or an editable install of one."""
 
 

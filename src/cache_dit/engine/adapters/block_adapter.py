@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from cache_dit.config.modifier import ParamsModifier
 from cache_dit.engine.adapters.normalize import (
-    BlockList,
-    ChainSpec,
     Target,
     as_list,
     block_io,
     flatten,
-    listed_blocks,
     names_by_identity,
     nested_depth,
-    per_transformer,
+    normalize,
     shortly,
-    spread,
+    targets_of,
 )
-from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, JOINS, ForwardPattern, Join
+from cache_dit.engine.adapters.pattern import JOINS, ForwardPattern, Join
 from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.adapters.search import (
     BLOCK_PREFIXES,
@@ -37,8 +32,6 @@ from cache_dit.engine.adapters.search import (
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import CacheDitError, ConfigError
 from cache_dit.platforms.groups import parallel_group
-
-logger = logging.getLogger(__name__)
 
 
 class FakeDiffusionPipeline:
@@ -297,23 +290,7 @@ class BlockAdapter:
         Raises:
             ConfigError: if parts are missing or do not fit each other.
         """
-        if adapter.transformer is None or adapter.blocks is None or adapter.forward_pattern is None:
-            missing = [n for n in ("transformer", "blocks", "forward_pattern") if getattr(adapter, n) is None]
-            raise ConfigError(f"BlockAdapter lacks {', '.join(missing)}: pass it, or auto=True to find the blocks")
-        if adapter.blocks_name is None:
-            adapter.blocks_name = names_by_identity(as_list(adapter.transformer), adapter.blocks)
-        transformers = as_list(adapter.transformer)
-        blocks = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
-        adapter.transformer, adapter.blocks = transformers, blocks
-        for name in ("forward_pattern", "blocks_name"):
-            value = per_transformer(getattr(adapter, name), len(transformers), name)
-            setattr(adapter, name, [spread(v, len(b), name) for v, b in zip(value, blocks, strict=True)])
-        adapter.dummy_blocks_names = adapter.dummy_blocks_names or [[] for _ in transformers]
-        if unique and not adapter.unique_blocks_name:
-            adapter.unique_blocks_name = [
-                [f"{name}_{id(lst)}" for name, lst in zip(names, lists, strict=True)]
-                for names, lists in zip(adapter.blocks_name, blocks, strict=True)
-            ]
+        normalize(adapter, unique=unique)
         return adapter
 
     def targets(self, params_modifiers: Any = None) -> list[Target]:
@@ -322,90 +299,4 @@ class BlockAdapter:
         Args:
             params_modifiers: those to go by where the adapter has none of its own.
         """
-        BlockAdapter.normalize(self)
-        modifiers = iter(self._modifiers(params_modifiers if self.params_modifiers is None else self.params_modifiers))
-        streams = iter(self._streams())
-        targets = []
-        for transformer, lists, names, patterns in zip(
-            as_list(self.transformer), self.blocks, self.blocks_name, self.forward_pattern, strict=True
-        ):
-            described = [
-                BlockList(name, tuple(blocks), pattern, next(streams))
-                for name, blocks, pattern in zip(names, lists, patterns, strict=True)
-            ]
-            strict = self._is_strict(transformer)
-            join = self.join if self.merge else None
-            chains = [
-                ChainSpec(group, join, next(modifiers), strict, self.interleave, self.long_skip)
-                for group in self._grouped(described)
-            ]
-            targets.append(Target(transformer, tuple(chains), tuple(self._idle_modules(transformer))))
-        return targets
-
-    def _grouped(self, lists: list[BlockList]) -> list[tuple[BlockList, ...]]:
-        """The lists of each chain of a transformer."""
-        numbers = self._numbers(lists)
-        numbered = list(zip(numbers, lists, strict=True))
-        return [tuple(blocks for number, blocks in numbered if number == chain) for chain in dict.fromkeys(numbers)]
-
-    def _numbers(self, lists: Sequence[Any]) -> list[int]:
-        """The number of each list's chain."""
-        if isinstance(self.merge, bool):
-            return [0] * len(lists) if self.merge else list(range(len(lists)))
-        if len(self.merge) != len(lists):
-            raise ConfigError(f"{len(self.merge)} numbers in merge for {len(lists)} block lists: pass one for each")
-        return list(self.merge)
-
-    def _idle_modules(self, transformer: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
-        for attribute, argument in self.idle.items():
-            try:
-                found = transformer.get_submodule(attribute)
-            except AttributeError as error:
-                raise ConfigError(f"idle names {attribute!r}, which {type(transformer).__name__} has not") from error
-            for module in found if isinstance(found, torch.nn.ModuleList) else [found]:
-                yield module, argument
-
-    def _modifiers(self, modifiers: Any) -> list[ParamsModifier | None]:
-        given = [] if modifiers is None else self._broadcast(modifiers)
-        for modifier in given:
-            if not isinstance(modifier, ParamsModifier | None):
-                raise ConfigError(
-                    f"a {type(modifier).__name__} is no modifier: pass ParamsModifier(cache_config=…) or a list of them"
-                )
-        numbers = [(place, number) for place, lists in enumerate(self.blocks) for number in self._numbers(lists)]
-        if len(given) > len(numbers):
-            raise ConfigError(
-                f"{len(given)} params_modifiers for {len(numbers)} block lists: pass at most one for each"
-            )
-        chains = list(dict.fromkeys(numbers))
-        if len(given) > len(chains):  # one per list, as for lists that are chains of their own
-            logger.warning("cache_dit: merged block lists share one decision: the first list's modifier counts")
-            firsts = (numbers.index(chain) for chain in chains)
-            given = [given[first] for first in firsts if first < len(given)]
-        return given + [None] * (len(chains) - len(given))
-
-    def _broadcast(self, modifiers: Any) -> list[Any]:
-        """Modifiers in one list; where they are nested, one alone for a transformer is for all of its chains."""
-        if nested_depth(modifiers) < 2:
-            return flatten(modifiers)
-        given = []
-        for own, lists in zip(modifiers, self.blocks, strict=False):
-            chains = len(set(self._numbers(lists)))
-            own = as_list(own)
-            given += own * chains if len(own) == 1 else own + [None] * (chains - len(own))
-        return given + flatten(modifiers[len(self.blocks) :])
-
-    def _streams(self) -> list[tuple[str, str]]:
-        lists = sum(map(len, self.blocks))
-        given = self.stream_names or (HIDDEN, ENCODER)
-        pairs = [tuple(given)] * lists if isinstance(given[0], str) else [tuple(pair) for pair in given]
-        if len(pairs) != lists:
-            raise ConfigError(f"{len(pairs)} pairs in stream_names for {lists} block lists: pass one for each")
-        return pairs
-
-    def _is_strict(self, transformer: torch.nn.Module) -> bool:
-        if hasattr(transformer, "_hf_hook") or hasattr(transformer, "_diffusers_hook"):
-            return False
-        if self.check_forward_pattern is not None:
-            return self.check_forward_pattern
-        return type(transformer).__module__.startswith("diffusers")
+        return targets_of(self, params_modifiers)

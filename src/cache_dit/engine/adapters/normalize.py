@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from cache_dit.config.modifier import ParamsModifier
 from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, BlockIO, ForwardPattern, Join
 from cache_dit.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class Description(Protocol):
+    """What a ``BlockAdapter`` says, which explains each of these."""
+
+    transformer: torch.nn.Module | list[torch.nn.Module] | None
+    blocks: Any
+    blocks_name: Any
+    unique_blocks_name: Any
+    dummy_blocks_names: Any
+    forward_pattern: Any
+    params_modifiers: Any
+    check_forward_pattern: bool | None
+    merge: bool | Sequence[int]
+    join: Join
+    interleave: bool
+    long_skip: bool
+    idle: dict[str, str]
+    stream_names: Any
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,21 @@ class ChainSpec:
             return [(index, block) for index, listed in enumerate(self.lists) for block in listed.blocks]
         rounds = zip(*(listed.blocks for listed in self.lists), strict=True)
         return [(index, block) for blocks in rounds for index, block in enumerate(blocks)]
+
+    def calls(self) -> list[tuple[int, torch.nn.Module, BlockIO]]:
+        """Its blocks in call order, each with the index of its list and how it is called: blocks of a class share that.
+
+        Raises:
+            PatternMismatchError: if a block lacks an argument that its pattern reads.
+            ConfigError: if a pattern is none.
+        """
+        known: dict[tuple[int, type], BlockIO] = {}
+        found = []
+        for index, block in self.ordered():
+            key = (index, type(getattr(block, "_orig_mod", block)))
+            known[key] = known.get(key) or block_io(block, self.lists[index], strict=self.strict)
+            found.append((index, block, known[key]))
+        return found
 
     @property
     def most_front(self) -> int:
@@ -194,3 +232,133 @@ def _name_of(transformer: torch.nn.Module, blocks: Any, index: int) -> str:
         f"block list {index} is no attribute of {type(transformer).__name__} and its first block is in none of its "
         f"lists: pass blocks_name, or the transformer that the blocks belong to"
     )
+
+
+def normalize(adapter: Description, *, unique: bool = True) -> None:
+    """Bring a description to its normal form, in place; ``unique`` also names its lists uniquely.
+
+    Raises:
+        ConfigError: if parts are missing or do not fit each other.
+    """
+    if adapter.transformer is None or adapter.blocks is None or adapter.forward_pattern is None:
+        missing = [n for n in ("transformer", "blocks", "forward_pattern") if getattr(adapter, n) is None]
+        raise ConfigError(f"BlockAdapter lacks {', '.join(missing)}: pass it, or auto=True to find the blocks")
+    if adapter.blocks_name is None:
+        adapter.blocks_name = names_by_identity(as_list(adapter.transformer), adapter.blocks)
+    transformers = as_list(adapter.transformer)
+    blocks = per_transformer(listed_blocks(adapter.blocks), len(transformers), "blocks")
+    adapter.transformer, adapter.blocks = transformers, blocks
+    for name in ("forward_pattern", "blocks_name"):
+        value = per_transformer(getattr(adapter, name), len(transformers), name)
+        setattr(adapter, name, [spread(v, len(b), name) for v, b in zip(value, blocks, strict=True)])
+    adapter.dummy_blocks_names = adapter.dummy_blocks_names or [[] for _ in transformers]
+    if unique and not adapter.unique_blocks_name:
+        adapter.unique_blocks_name = [
+            [f"{name}_{id(lst)}" for name, lst in zip(names, lists, strict=True)]
+            for names, lists in zip(adapter.blocks_name, blocks, strict=True)
+        ]
+
+
+def targets_of(adapter: Description, params_modifiers: Any = None) -> list[Target]:
+    """The transformers and chains of a description, which is brought to its normal form.
+
+    Args:
+        adapter: the description.
+        params_modifiers: those to go by where it has none of its own.
+
+    Raises:
+        ConfigError: if parts are missing or do not fit each other.
+    """
+    normalize(adapter)
+    given = params_modifiers if adapter.params_modifiers is None else adapter.params_modifiers
+    modifiers = iter(_modifiers(adapter, given))
+    streams = iter(_streams(adapter))
+    targets = []
+    for transformer, lists, names, patterns in zip(
+        as_list(adapter.transformer), adapter.blocks, adapter.blocks_name, adapter.forward_pattern, strict=True
+    ):
+        described = [
+            BlockList(name, tuple(blocks), pattern, next(streams))
+            for name, blocks, pattern in zip(names, lists, patterns, strict=True)
+        ]
+        strict = _is_strict(adapter, transformer)
+        join = adapter.join if adapter.merge else None
+        chains = [
+            ChainSpec(group, join, next(modifiers), strict, adapter.interleave, adapter.long_skip)
+            for group in _grouped(adapter, described)
+        ]
+        targets.append(Target(transformer, tuple(chains), tuple(_idle_modules(adapter, transformer))))
+    return targets
+
+
+def _grouped(adapter: Description, lists: list[BlockList]) -> list[tuple[BlockList, ...]]:
+    """The lists of each chain of a transformer."""
+    numbers = _numbers(adapter, lists)
+    numbered = list(zip(numbers, lists, strict=True))
+    return [tuple(blocks for number, blocks in numbered if number == chain) for chain in dict.fromkeys(numbers)]
+
+
+def _numbers(adapter: Description, lists: Sequence[Any]) -> list[int]:
+    """The number of each list's chain."""
+    if isinstance(adapter.merge, bool):
+        return [0] * len(lists) if adapter.merge else list(range(len(lists)))
+    if len(adapter.merge) != len(lists):
+        raise ConfigError(f"{len(adapter.merge)} numbers in merge for {len(lists)} block lists: pass one for each")
+    return list(adapter.merge)
+
+
+def _idle_modules(adapter: Description, transformer: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+    for attribute, argument in adapter.idle.items():
+        try:
+            found = transformer.get_submodule(attribute)
+        except AttributeError as error:
+            raise ConfigError(f"idle names {attribute!r}, which {type(transformer).__name__} has not") from error
+        for module in found if isinstance(found, torch.nn.ModuleList) else [found]:
+            yield module, argument
+
+
+def _modifiers(adapter: Description, modifiers: Any) -> list[ParamsModifier | None]:
+    given = [] if modifiers is None else _broadcast(adapter, modifiers)
+    for modifier in given:
+        if not isinstance(modifier, ParamsModifier | None):
+            raise ConfigError(
+                f"a {type(modifier).__name__} is no modifier: pass ParamsModifier(cache_config=…) or a list of them"
+            )
+    numbers = [(place, number) for place, lists in enumerate(adapter.blocks) for number in _numbers(adapter, lists)]
+    if len(given) > len(numbers):
+        raise ConfigError(f"{len(given)} params_modifiers for {len(numbers)} block lists: pass at most one for each")
+    chains = list(dict.fromkeys(numbers))
+    if len(given) > len(chains):  # one per list, as for lists that are chains of their own
+        logger.warning("cache_dit: merged block lists share one decision: the first list's modifier counts")
+        firsts = (numbers.index(chain) for chain in chains)
+        given = [given[first] for first in firsts if first < len(given)]
+    return given + [None] * (len(chains) - len(given))
+
+
+def _broadcast(adapter: Description, modifiers: Any) -> list[Any]:
+    """Modifiers in one list; where they are nested, one alone for a transformer is for all of its chains."""
+    if nested_depth(modifiers) < 2:
+        return flatten(modifiers)
+    given = []
+    for own, lists in zip(modifiers, adapter.blocks, strict=False):
+        chains = len(set(_numbers(adapter, lists)))
+        own = as_list(own)
+        given += own * chains if len(own) == 1 else own + [None] * (chains - len(own))
+    return given + flatten(modifiers[len(adapter.blocks) :])
+
+
+def _streams(adapter: Description) -> list[tuple[str, str]]:
+    lists = sum(map(len, adapter.blocks))
+    given = adapter.stream_names or (HIDDEN, ENCODER)
+    pairs = [tuple(given)] * lists if isinstance(given[0], str) else [tuple(pair) for pair in given]
+    if len(pairs) != lists:
+        raise ConfigError(f"{len(pairs)} pairs in stream_names for {lists} block lists: pass one for each")
+    return pairs
+
+
+def _is_strict(adapter: Description, transformer: torch.nn.Module) -> bool:
+    if hasattr(transformer, "_hf_hook") or hasattr(transformer, "_diffusers_hook"):
+        return False
+    if adapter.check_forward_pattern is not None:
+        return adapter.check_forward_pattern
+    return type(transformer).__module__.startswith("diffusers")

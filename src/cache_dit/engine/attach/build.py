@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cache_dit.config.base import defaults_of
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import effective
-from cache_dit.engine.adapters.normalize import ChainSpec, Target, block_io
+from cache_dit.engine.adapters.normalize import ChainSpec, Target
 from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.chain import Chain, IdleRole
@@ -81,19 +82,18 @@ def build_chain(spec: ChainSpec, owner: str) -> Chain:
     """
     rounds = len(spec.lists) if spec.interleave else 1
     chain = Chain(spec.name, join=spec.join, rounds=rounds, long_skip=spec.long_skip, owner=owner)
-    for index, block in spec.ordered():
-        chain.add(block, index, block_io(block, spec.lists[index], strict=spec.strict))
+    for index, block, io in spec.calls():
+        chain.add(block, index, io)
     return chain
 
 
 def _refuse_differing(spec: ChainSpec, options: ChainOptions, first: ChainOptions) -> None:
     """Raise ``ConfigError`` where a modifier says something for a chain that concerns the transformer as a whole."""
     own = spec.modifier.cache_config.given() if spec.modifier and spec.modifier.cache_config else {}
-    usual = type(options.cache)()
+    usual = defaults_of(type(options.cache))
     for name in _OF_THE_WHOLE:
-        if own.get(name, getattr(usual, name)) != getattr(usual, name) and getattr(options.cache, name) != getattr(
-            first.cache, name
-        ):
+        differs = getattr(options.cache, name) != getattr(first.cache, name)
+        if differs and own.get(name, usual[name]) != usual[name]:
             raise ConfigError(
                 f"{name} concerns the transformer as a whole and cannot differ for {spec.name}: give it to "
                 f"enable_cache, or to the modifier of its first chain"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.forward.chain import Chain
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.policies.base import Probe
-from cache_dit.engine.policies.registry import make_policy
 from cache_dit.errors import ConfigError
 
 _NAMES = ("attn1", "attn", "self_attn", "attention", "self_attention")
@@ -31,7 +29,7 @@ class ObserverRole:
 
 def observes(options: ChainOptions) -> bool:
     """Whether decisions by these options look at the modulated input."""
-    return not isinstance(options.cache, DBPruneConfig) and make_policy(options.cache).probe is Probe.MODULATED
+    return options.policy is not None and options.policy.probe is Probe.MODULATED
 
 
 def observed_module(chain: Chain) -> Any:
