@@ -8,11 +8,11 @@ READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint types format bench docs clean
+.PHONY: help setup demo test test-all test-oldest test-cpus lint types format bench docs clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Options: PYTHON=python3.12 (for a new $(VENV)), ARGS='...' (passed on by demo, test, test-all, test-oldest and bench)"
+	@echo "Options: PYTHON=python3.12 (for a new $(VENV)), ARGS='...' (passed on by demo, the tests and bench)"
 
 setup: $(READY) ## make or refresh .venv
 
@@ -34,6 +34,9 @@ OLDEST_ARGS := -W 'ignore:__array__ implementation:DeprecationWarning:diffusers.
   --deselect tests/engine/forward/test_blockwise.py::test_blocks_that_are_loaded_together_are_not_skipped
 test-oldest: ## models and engine under the oldest diffusers that is supported, in .venv-oldest
 	$(MAKE) --no-print-directory test $(OLDEST) ARGS="$(OLDEST_ARGS) tests/models tests/engine tests/caching $(ARGS)"
+
+test-cpus: $(READY) ## the tests that compare results of kernels, as on other processors (slow)
+	PYTHON=$(BIN)/python .ci/cpus $(ARGS)
 
 lint: $(READY) ## ruff: format and rules, changes nothing
 	$(BIN)/ruff format --check .

@@ -35,6 +35,7 @@ from cache_dit.engine.subclass import state_of
 from cache_dit.errors import PatternMismatchError, SessionError
 from cache_dit.logger import init_logger, logging_rank_0
 from cache_dit.utils import is_diffusers_at_least_0_3_5, maybe_empty_cache, print_tensor
+from tests.kit.equality import close
 from tests.kit.toys import Toy, frozen_run, normal, static, stream_inputs
 from tests.models.tiny import tiny
 
@@ -216,7 +217,7 @@ def test_cached_blocks_do_what_the_models_own_loop_does(form: str):
     assert looped.loop.is_cached
     full, cached = frozen_run(looped, inputs, 2)
     assert torch.equal(full, truth)
-    assert torch.allclose(cached, truth, atol=1e-5)
+    assert close(cached, truth)
     assert cache_dit.summary(looped, logging=False)[0].executed_blocks == 5 + 1
 
 

@@ -25,15 +25,8 @@ from cache_dit import (
     steps_mask,
 )
 from cache_dit.engine.subclass import state_of
-from tests.kit.tiny_flux import (
-    STEPS,
-    generate,
-    generate_video,
-    same,
-    tiny_pipeline,
-    tiny_transformer,
-    tiny_wan_pipeline,
-)
+from tests.kit.equality import same
+from tests.kit.tiny_flux import STEPS, generate, generate_video, tiny_pipeline, tiny_transformer, tiny_wan_pipeline
 from tests.kit.tiny_flux import denoise as denoise_flux
 from tests.kit.toys import Toy, denoise, line, lines, loop, static
 

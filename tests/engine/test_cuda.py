@@ -17,6 +17,7 @@ import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 from cache_dit.engine.sessions.session import Request
 from cache_dit.engine.state.weighted_sum import Compiled, kernel_for, plain
+from tests.kit.equality import close, same
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -124,11 +125,6 @@ def waits(call: Callable[[], Any]) -> int:
     return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
-def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], atol: float) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=atol)
-
-
 # -- waits of the host
 
 
@@ -148,7 +144,7 @@ def test_with_a_static_plan_the_host_waits_for_nothing(
     with no_waits():
         second = run(model, inputs)
     assert line(model) == of_mask()
-    assert_close(second, first, atol=0)
+    assert same(second, first)
 
 
 def waits_of_measured_steps(request: Request) -> list[int]:
@@ -183,7 +179,8 @@ def test_predictions_are_those_of_eager_torch(dtype: torch.dtype, monkeypatch: p
     assert isinstance(kernel, Compiled) and not kernel.broken
     monkeypatch.setattr("cache_dit.engine.state.weighted_sum.kernel_for", lambda device_type: plain)
     expected = run(cache_dit.enable_cache(make_transformer(dtype), static(), calibrator), inputs)
-    assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    # the sum is one rounding, and blocks and the way out follow
+    assert close(found, expected, depth=3 if dtype == torch.bfloat16 else 20)
 
 
 # -- memory
@@ -194,7 +191,7 @@ def test_snapshots_in_pinned_memory_change_no_output_and_leave_the_device() -> N
     here = cache_dit.enable_cache(make_transformer(), static())
     there = cache_dit.enable_cache(make_transformer(), static(cache_device="cpu"))
     for _ in range(2):
-        assert_close(run(there, inputs), run(here, inputs), atol=0)
+        assert same(run(there, inputs), run(here, inputs))
     assert set(cache_dit.summary(there, logging=False)[0].bytes_by_device) == {"cpu"}
     assert set(cache_dit.summary(here, logging=False)[0].bytes_by_device) == {"cuda:0"}
 
@@ -208,7 +205,7 @@ def test_another_stream_than_the_default_gives_the_same() -> None:
     with torch.cuda.stream(stream):
         found = run(model, inputs)
     torch.cuda.current_stream().wait_stream(stream)
-    assert_close(found, expected, atol=0)
+    assert same(found, expected)
 
 
 # -- torch.compile
@@ -227,7 +224,7 @@ def test_compiled_with_a_static_plan_it_skips_the_same_and_gives_the_same(mode: 
     for _ in range(4):  # CUDA graphs are warmed up, recorded, and replayed
         found = run(model, inputs, mark)
         assert line(model) == of_mask()
-        assert_close(found, expected, atol=1e-4)
+        assert close(found, expected, growth=10)  # a compiler for GPUs approximates exp and rsqrt
 
 
 def test_cuda_graphs_replay_with_a_static_plan_without_a_wait() -> None:
@@ -238,7 +235,7 @@ def test_cuda_graphs_replay_with_a_static_plan_without_a_wait() -> None:
         expected = run(model, inputs, torch.compiler.cudagraph_mark_step_begin)
     with no_waits():
         found = run(model, inputs, torch.compiler.cudagraph_mark_step_begin)
-    assert_close(found, expected, atol=0)
+    assert same(found, expected)
 
 
 @pytest.mark.parametrize("mode", ["regional", "graphs"])
@@ -256,7 +253,7 @@ def test_compiled_blocks_and_graphs_obey_a_measured_decision(mode: str) -> None:
     for _ in range(4):
         found = run(model, inputs, mark)
         assert line(model) == skipped
-        assert_close(found, expected, atol=1e-4)
+        assert close(found, expected, growth=10)  # a compiler for GPUs approximates exp and rsqrt
 
 
 # -- offloading
@@ -279,4 +276,4 @@ def test_offloading_by_streams_with_a_cache_in_pinned_memory_gives_the_same() ->
     for _ in range(2):
         found = run(model, inputs)
         refused = cache_dit.summary(model, logging=False)[0].reason is not None
-        assert_close(found, plain_outputs if refused else expected, atol=1e-5)
+        assert close(found, plain_outputs if refused else expected)

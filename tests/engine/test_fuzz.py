@@ -24,7 +24,8 @@ from cache_dit import (
     TaylorSeerCalibratorConfig,
 )
 from cache_dit.engine.subclass import state_of
-from tests.kit.toys import dynamic, same
+from tests.kit.equality import same
+from tests.kit.toys import dynamic
 from tests.kit.walks import Walk, Walked, nbytes, walked
 
 RATIOS = PolicyCalibration("magcache", "Walked", 9, None, {"default": [1.0, 0.95, 0.9] * 3})

@@ -20,7 +20,8 @@ import cache_dit
 from cache_dit import DBPruneConfig, TaylorSeerCalibratorConfig
 from cache_dit.engine import subclass as attach
 from cache_dit.engine.subclass import state_of
-from tests.kit.toys import Toy, dynamic, same
+from tests.kit.equality import same
+from tests.kit.toys import Toy, dynamic
 from tests.kit.walks import Walk, Walked, nbytes, walked
 
 STEPS = 4

@@ -150,7 +150,7 @@ class Final(nn.Module):
 
 def test_what_refuses_is_a_typed_error_that_says_why() -> None:
     module = Final()
-    with pytest.raises(UnsupportedModelError, match=r"test_attach\.Final cannot be intercepted \(not with me\)"):
+    with pytest.raises(UnsupportedModelError, match=r"test_subclass\.Final cannot be intercepted \(not with me\)"):
         put_on(module, doubled, 1)
     assert type(module) is Final
     assert STATE not in vars(module)

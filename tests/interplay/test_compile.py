@@ -14,7 +14,8 @@ from torch._dynamo.utils import counters
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
-from tests.kit.tiny_flux import generate, same, static_config, tiny_pipeline, tiny_transformer
+from tests.kit.equality import close, same
+from tests.kit.tiny_flux import generate, static_config, tiny_pipeline, tiny_transformer
 
 STEPS = 8
 MASK = [1, 1, 0, 1, 0, 0, 1, 0]
@@ -40,11 +41,6 @@ def run(transformer: Callable[..., object]) -> list[torch.Tensor]:
     """The outputs of one request of STEPS steps."""
     with torch.no_grad():
         return [transformer(**inputs(step), return_dict=False)[0] for step in range(STEPS)]  # type: ignore[index]
-
-
-def close(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equal but for rounding: compiled code adds up a prediction before it adds it, plain code in one go."""
-    return torch.allclose(first, second, rtol=0, atol=1e-6)
 
 
 def inputs(step: int) -> dict[str, torch.Tensor]:
@@ -135,7 +131,7 @@ def test_repeated_blocks_compile_without_a_break_and_without_more_graphs(enable:
     seen = count(cached)
     assert seen.graphs == count(plain).graphs
     assert (seen.graphs_of_second_run, seen.breaks) == (0, 0)
-    assert all(map(close, seen.outputs, eager(enable)))
+    assert close(seen.outputs, eager(enable))
 
 
 @pytest.mark.parametrize("front", [0, 1])
@@ -150,7 +146,7 @@ def test_a_whole_transformer_with_a_static_plan_is_two_graphs(front: int, enable
 
     seen = count(cached)
     assert (seen.graphs, seen.graphs_of_second_run, seen.breaks) == (2, 0, 0)
-    assert all(map(close, seen.outputs, eager(static(front))))
+    assert close(seen.outputs, eager(static(front)))
 
 
 @pytest.mark.parametrize("enabled_first", [True, False])
@@ -163,7 +159,7 @@ def test_a_compiled_wrapper_with_a_static_plan_is_two_graphs(enabled_first: bool
 
     seen = count(cached)
     assert (seen.graphs, seen.graphs_of_second_run, seen.breaks) == (2, 0, 0)
-    assert all(map(close, seen.outputs, eager(static(1))))
+    assert close(seen.outputs, eager(static(1)))
 
 
 @pytest.mark.parametrize("enabled_first", [True, False])
@@ -182,7 +178,7 @@ def test_a_compiled_wrapper_breaks_at_measured_decisions_alone_and_never_recompi
 
     seen = count(cached)
     assert seen.graphs_of_second_run == 0
-    assert all(map(close, seen.outputs, eager(measured)))
+    assert close(seen.outputs, eager(measured))
     reasons = list(counters["graph_break"])
     assert all("decide" in reason for reason in reasons), reasons
     counting = wrappers[0]._orig_mod if enabled_first else wrappers[0]
@@ -256,7 +252,7 @@ def test_of_a_module_and_its_wrapper_the_one_that_was_enabled_last_counts(last: 
     if last == "module":
         static(0)(wrapper)
     counting = static(1)(transformer if last == "module" else wrapper)
-    assert all(map(close, run(counting), eager(static(1))))
+    assert close(run(counting), eager(static(1)))
     stats = cache_dit.summary(counting, logging=False)[0]
     assert list(stats.steps_line.values()) == ["FFCFCCFC"]
     assert (stats.executed_blocks, stats.possible_blocks) == (4 * 5 + 4, STEPS * 5)
@@ -267,7 +263,7 @@ def test_of_a_module_and_its_wrapper_the_one_that_was_enabled_last_counts(last: 
 def test_a_wrapper_that_was_made_while_the_cache_was_on_outlives_it() -> None:
     transformer = static(0)(make_transformer())
     wrapper = torch.compile(transformer, backend="eager")
-    assert all(map(close, run(wrapper), eager(static(0))))
+    assert close(run(wrapper), eager(static(0)))
     cache_dit.disable_cache(transformer)
     assert same(run(wrapper), run(make_transformer()))
 

@@ -15,6 +15,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 
 import cache_dit
 from cache_dit.engine.subclass import STATE
+from tests.kit.equality import same
 from tests.kit.tiny_flux import (
     BLOCKS,
     blocks_of,
@@ -23,7 +24,6 @@ from tests.kit.tiny_flux import (
     expected_calls,
     flux_inputs,
     generate,
-    same,
     static_config,
     tiny_pipeline,
     tiny_transformer,

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import cache_dit
+from tests.kit.equality import close, same
 from tests.kit.tiny_flux import (
     cached_reference,
     counted,
     denoise,
     expected_calls,
     generate,
-    same,
     static_config,
     tiny_pipeline,
     tiny_transformer,
@@ -172,14 +172,15 @@ def test_a_pipeline_s_lora_methods_work_while_it_is_cached() -> None:
     assert same(generate(pipe), with_lora)
     pipe.fuse_lora()
     fused = generate(pipe)
-    torch.testing.assert_close(fused, with_lora, rtol=0, atol=1e-4)
+    # Weights that a LoRA was added to, and taken from, are rounded anew; six steps pass it on.
+    assert close(fused, with_lora, growth=10)
     assert same(generate(pipe), fused)
     pipe.unfuse_lora()
     pipe.set_adapters(["style"], [0.0])
-    torch.testing.assert_close(generate(pipe), without, rtol=0, atol=1e-4)
+    assert close(generate(pipe), without, growth=10)
     pipe.unload_lora_weights()
     cache_dit.disable_cache(pipe)
-    torch.testing.assert_close(generate(pipe), uncached, rtol=0, atol=1e-4)
+    assert close(generate(pipe), uncached, growth=10)
 
 
 def test_a_lora_loaded_and_unloaded_leaves_the_pipeline_as_it_was() -> None:

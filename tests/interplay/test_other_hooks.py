@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
+from tests.kit.equality import same
 from tests.kit.tiny_flux import (
     BLOCKS,
     STEPS,
@@ -30,7 +31,6 @@ from tests.kit.tiny_flux import (
     flux_inputs,
     generate,
     generate_video,
-    same,
     static_config,
     tiny_pipeline,
     tiny_transformer,

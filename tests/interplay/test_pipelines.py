@@ -22,6 +22,7 @@ from diffusers import (
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
+from tests.kit.equality import close, same
 from tests.kit.tiny_flux import (
     STEPS,
     counted,
@@ -31,7 +32,6 @@ from tests.kit.tiny_flux import (
     generate_qwen,
     generate_sd3,
     generate_video,
-    same,
     static_config,
     tiny_pipeline,
     tiny_qwen_pipeline,
@@ -237,7 +237,7 @@ def test_the_branches_do_not_mix() -> None:
     pipe = cached_pipeline()
     same_again = {f"negative_{name}": value for name, value in embeddings().items()}
     both = generate(pipe, true_cfg_scale=2.0, **same_again)
-    assert torch.allclose(both, generate(pipe), atol=1e-5)
+    assert close(both, generate(pipe))
 
 
 def test_both_transformers_of_wan_are_cached() -> None:

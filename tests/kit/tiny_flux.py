@@ -205,13 +205,6 @@ def expected_calls(front: int = 1, back: int = 0, mask: list[int] | None = None)
     return Counter({i: len(mask) if i in always else sum(mask) for i in range(BLOCKS)})
 
 
-def same(first: Any, second: Any) -> bool:
-    """Whether two tensors, or two lists of them, are equal bit for bit."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 def cached_reference(transformer: Any, config: cache_dit.DBCacheConfig) -> list[torch.Tensor]:
     """What a cached transformer gives that nothing else was done to: a cache put on, run and taken off."""
     cache_dit.enable_cache(transformer, config)

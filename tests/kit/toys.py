@@ -263,16 +263,6 @@ def denoise(
     return outputs
 
 
-def close(outputs: Sequence[Tensor], expected: Tensor, *, tolerance: float = 1e-5) -> bool:
-    """Whether all outputs are what is expected, to rounding."""
-    return all(torch.allclose(output, expected, atol=tolerance, rtol=tolerance) for output in outputs)
-
-
-def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    """Whether two runs gave the same, bit for bit."""
-    return len(first) == len(second) and all(map(torch.equal, first, second))
-
-
 def lines(model: Any, chain: int = 0) -> dict[str, str]:
     """The steps line of each branch."""
     return cache_dit.summary(model, logging=False)[chain].steps_line

@@ -117,8 +117,8 @@ def test_pictures_go_through_in_any_batches_with_the_same_moments():
     expected = np.array([pixels.reshape(-1, 3).mean(axis=0) for pixels in pictures])
     for batch_size in (1, 4, 20):
         found = moments(Colours(), pictures, batch_size=batch_size)
-        np.testing.assert_allclose(found.mean, expected.mean(axis=0), rtol=1e-6)
-        np.testing.assert_allclose(found.covariance, np.cov(expected, rowvar=False), rtol=1e-4, atol=1e-6)
+        assert found.mean == pytest.approx(expected.mean(axis=0), rel=1e-6)
+        assert found.covariance == pytest.approx(np.cov(expected, rowvar=False), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -58,8 +58,8 @@ def test_moments_do_not_depend_on_how_the_vectors_are_cut_into_batches(sizes, of
     for batch in np.split(vectors, np.cumsum(sizes)):
         gathered.add(batch)
     assert gathered.count == len(vectors)
-    np.testing.assert_allclose(gathered.mean, vectors.mean(axis=0), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(gathered.covariance, np.cov(vectors, rowvar=False), rtol=1e-6, atol=1e-9)
+    assert gathered.mean == pytest.approx(vectors.mean(axis=0), rel=1e-12, abs=1e-12)
+    assert gathered.covariance == pytest.approx(np.cov(vectors, rowvar=False), rel=1e-6, abs=1e-9)
 
 
 def test_float32_features_are_gathered_in_float64():
@@ -67,7 +67,7 @@ def test_float32_features_are_gathered_in_float64():
     gathered = Moments(2)
     for vector in vectors:
         gathered.add(vector[None])
-    np.testing.assert_allclose(gathered.covariance, np.cov(vectors.astype(np.float64), rowvar=False), rtol=1e-9)
+    assert gathered.covariance == pytest.approx(np.cov(vectors.astype(np.float64), rowvar=False), rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [0, 1])

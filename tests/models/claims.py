@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import cache_dit
-from tests.kit.toys import close, counted, dynamic, lines, static
+from tests.kit.equality import close, unlike
+from tests.kit.toys import counted, dynamic, lines, static
 from tests.models.row import normal
 from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
 from tests.models.tiny import inputs, tiny
@@ -81,7 +82,7 @@ def skipped_steps_give_the_true_output(model: nn.Module, given: Given, config: A
 def another_condition_is_obeyed_at_once(model: nn.Module, first: Given, second: Given) -> None:
     """In the middle of a run, at a step that a plan would skip."""
     before, after = once(model, first), once(model, second)
-    assert not close([after], before, tolerance=1e-3)
+    assert unlike(after, before, by=1e-3)
     cache_dit.enable_cache(model, static("FCCCCC", **ONE_BRANCH))
     assert close(repeated(model, first, 3), before)
     assert close(repeated(model, second, 3), after)
@@ -95,7 +96,7 @@ def samples_decide_for_themselves(
     moving: Callable[[str, int], Given] = moving,
     alone: Callable[[Given, int], Given],
     once: Callable[[nn.Module, Given], Tensor] = once,
-    tolerance: float = 1e-5,
+    growth: float = 1,
 ) -> None:
     """A batch of two, of which one moves: each computes the steps, and gives the output, that it does alone.
 
@@ -105,7 +106,7 @@ def samples_decide_for_themselves(
         moving: the arguments at a step.
         alone: a sample's part of them.
         once: one call.
-        tolerance: of batched matrix products.
+        growth: how much the model multiplies a rounding error.
     """
     config = dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH)
     apart: list[list[Tensor]] = []
@@ -119,7 +120,5 @@ def samples_decide_for_themselves(
     caplog.clear()
     together = [once(model, moving(name, step)) for step in range(4)]
     assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(
-        close([both], torch.cat(pair), tolerance=tolerance) for both, *pair in zip(together, *apart, strict=True)
-    )
+    assert close(together, [torch.cat(pair) for pair in zip(*apart, strict=True)], growth=growth)
     assert "all samples are computed" not in caplog.text

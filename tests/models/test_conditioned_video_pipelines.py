@@ -12,8 +12,9 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit.engine.sessions.call_reader import CallReader
+from tests.kit.equality import same
 from tests.kit.tiny_flux import tiny_vae
-from tests.kit.toys import counted, dynamic, lines, same, static
+from tests.kit.toys import counted, dynamic, lines, static
 from tests.models.row import TEXT, normal
 from tests.models.test_families import blocks_of
 from tests.models.tiny import tiny

@@ -16,7 +16,8 @@ import cache_dit
 from cache_dit import BlockAdapter, ConfigError, DBPruneConfig, ForwardPattern, TaylorSeerCalibratorConfig
 from cache_dit.models import adapter_of, record_of
 from cache_dit.models.record import _records
-from tests.kit.toys import close, counted, dynamic, lines, loop, same, static
+from tests.kit.equality import close, same
+from tests.kit.toys import counted, dynamic, lines, loop, static
 from tests.models.tiny import TINY, inputs, tiny
 
 LINE = "FFCCFC"

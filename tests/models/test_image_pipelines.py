@@ -16,8 +16,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 import cache_dit
+from tests.kit.equality import same
 from tests.kit.tiny_flux import tiny_vae
-from tests.kit.toys import dynamic, lines, same, static
+from tests.kit.toys import dynamic, lines, static
 from tests.models.row import TEXT, normal
 from tests.models.tiny import tiny
 

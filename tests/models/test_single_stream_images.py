@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.kit.toys import close, counted, dynamic, lines, loop, same, static
+from tests.kit.equality import close, same, unlike
+from tests.kit.toys import counted, dynamic, lines, loop, static
 from tests.models.claims import (
     Variant,
     another_condition_is_obeyed_at_once,
@@ -184,7 +185,7 @@ def test_blocks_that_add_nothing_are_skipped_without_a_trace(name: str, front: i
         latent = "vision_tokens"
     given[latent] = [-one for one in given[latent]] if isinstance(given[latent], list) else -given[latent]
     expected = once(model, given)
-    assert not close([expected], once(model, inputs(name)), tolerance=0.01)
+    assert unlike(expected, once(model, inputs(name)), by=0.01)
     cache_dit.enable_cache(model, static("FC", Fn_compute_blocks=front, Bn_compute_blocks=back, **ONE_BRANCH))
     once(model, inputs(name))
     assert close([once(model, given)], expected)
@@ -268,7 +269,7 @@ def test_samples_that_share_the_time_of_clean_tokens_are_computed_together(
     cache_dit.enable_cache(model, dynamic(decision="sample", residual_diff_threshold=0.01, **ONE_BRANCH))
     together = [samples(model, moving(name, step)) for step in range(4)]
     assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
-    assert all(close([both], one) for both, one in zip(together, plain, strict=True))
+    assert close(together, plain)
     assert "a tensor of shape" in caplog.text
 
 

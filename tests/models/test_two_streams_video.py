@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import ConfigError
-from tests.kit.toys import close, counted, dynamic, lines, same, static
+from tests.kit.equality import close, same, unlike
+from tests.kit.toys import counted, dynamic, lines, static
 from tests.models.claims import (
     Variant,
     another_condition_is_obeyed_at_once,
     moving,
+    once,
     repeated,
     samples_decide_for_themselves,
     skipped_steps_give_the_true_output,
@@ -204,7 +206,7 @@ def controlled(model: nn.Module, seed: int, steps: int = 1) -> list[Tensor]:
 def test_hunyuan_dit_obeys_its_controlnet_on_skipped_steps_too(config: Any) -> None:
     model = tiny("HunyuanDiT2DModel")
     (expected,), (other,) = controlled(model, 10), controlled(model, 20)
-    assert not close([other], expected, tolerance=1e-3)
+    assert unlike(other, expected, by=1e-3)
     cache_dit.enable_cache(model, config)
     with counted(model.blocks) as fired:
         assert close(controlled(model, 10, len(LINE)), expected)
@@ -253,7 +255,7 @@ def test_latte_decides_on_a_batch_as_a_whole() -> None:
     with torch.no_grad():
         plain = [call(model, moving(name, step)) for step in range(3)]
         cache_dit.enable_cache(model, dynamic(residual_diff_threshold=1e-4))
-        assert all(close([call(model, moving(name, step))], output) for step, output in enumerate(plain))
+        assert close([call(model, moving(name, step)) for step in range(len(plain))], plain)
     assert lines(model) == {"default": "FFF"}
     with pytest.raises(ConfigError, match="rearranges the samples"):
         cache_dit.enable_cache(model, dynamic(decision="sample"))
@@ -268,11 +270,6 @@ def streams(model: nn.Module, given: dict[str, Any]) -> list[Tensor]:
     return list(model(**given, return_dict=False))
 
 
-def heard(outputs: list[Tensor], expected: list[Tensor]) -> bool:
-    """Whether video and sound are what is expected."""
-    return all(close([output], one) for output, one in zip(outputs, expected, strict=True))
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.strify())
 def test_ltx_2_gives_each_kind_of_guidance_a_branch_of_its_own(config: Any) -> None:
     model = tiny("LTX2VideoTransformer3DModel", perturbed_attn=True)
@@ -283,10 +280,10 @@ def test_ltx_2_gives_each_kind_of_guidance_a_branch_of_its_own(config: Any) -> N
         {**given, "isolate_modalities": True, "spatio_temporal_guidance_blocks": None},
     ]
     expected = [streams(model, one) for one in calls]
-    assert not any(heard(one, expected[0]) for one in expected[1:])
+    assert not any(close(one, expected[0]) for one in expected[1:])
     cache_dit.enable_cache(model, config)
     for _ in LINE:
-        assert all(heard(streams(model, one), true) for one, true in zip(calls, expected, strict=True))
+        assert all(close(streams(model, one), true) for one, true in zip(calls, expected, strict=True))
     assert list(lines(model)) == ["default", "default [2]", "default True"]
     assert all(line.count("F") < len(LINE) for line in lines(model).values())
 
@@ -365,11 +362,11 @@ def test_wan_animate_2_leaves_out_a_block_in_a_branch_of_its_own(front: int, bac
     model = tiny("WanAnimate2Transformer3DModel", num_layers=11)
     given = inputs("WanAnimate2Transformer3DModel", timestep=0.6)
     calls = [{**given, "is_uncondtion": unconditional} for unconditional in (False, True)]
-    expected = [repeated(model, one, 1)[0] for one in calls]
+    expected = [once(model, one) for one in calls]
     cache_dit.enable_cache(model, static("FCCF", Fn_compute_blocks=front, Bn_compute_blocks=back))
     with counted(model.blocks) as fired:
         for _ in range(4):
-            assert all(close(repeated(model, one, 1), true) for one, true in zip(calls, expected, strict=True))
+            assert close([once(model, one) for one in calls], expected)
     assert lines(model) == {"default": "FCCF", "default True": "FCCF"}
     assert fired[9] == 2
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 import cache_dit
-from tests.kit.toys import counted, dynamic, lines, same, static
+from tests.kit.equality import same
+from tests.kit.toys import counted, dynamic, lines, static
 from tests.models.row import TEXT, normal
 from tests.models.test_conditioned_video_pipelines import (
     FLOW,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.kit.toys import close, counted, dynamic, lines, loop, same, static
+from tests.kit.equality import close, same
+from tests.kit.toys import counted, dynamic, lines, loop, static
 from tests.models.claims import (
     Variant,
     another_condition_is_obeyed_at_once,
@@ -163,10 +164,7 @@ def test_minimax_h3_gives_video_and_audio() -> None:
         expected = model(**inputs(name), return_dict=False)
         cache_dit.enable_cache(model, static(LINE))
         for _ in LINE:
-            assert all(
-                close([one], other)
-                for one, other in zip(model(**inputs(name), return_dict=False), expected, strict=True)
-            )
+            assert close(model(**inputs(name), return_dict=False), expected)
     assert lines(model) == {"default": LINE}
 
 
@@ -263,7 +261,8 @@ def test_two_calls_of_a_step_are_those_of_guidance(name: str) -> None:
 def test_samples_that_decide_for_themselves_give_what_they_give_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    samples_decide_for_themselves(name, caplog, alone=alone, tolerance=1e-4)
+    # Sana-WM's linear attention divides by a sum that may be small.
+    samples_decide_for_themselves(name, caplog, alone=alone, growth=10 if name.startswith("SanaWM") else 1)
 
 
 def changing(name: str, step: int) -> dict[str, Any]:
@@ -282,7 +281,7 @@ def test_samples_of_sounds_and_tokens_decide_for_themselves(name: str, caplog: p
     with torch.no_grad():
         plain = [call(model, changing(name, step)) for step in range(4)]
         cache_dit.enable_cache(model, dynamic(decision="sample", residual_diff_threshold=1e-4))
-        assert all(close([call(model, changing(name, step))], output) for step, output in enumerate(plain))
+        assert close([call(model, changing(name, step)) for step in range(len(plain))], plain)
     assert lines(model) == {"default[0]": "FCCC", "default[1]": "FFFF"}
     assert "all samples are computed" not in caplog.text
 
@@ -298,6 +297,6 @@ def test_samples_that_cannot_be_told_apart_are_computed_together(
     with torch.no_grad():
         plain = [call(model, moving(name, step)) for step in range(3)]
         cache_dit.enable_cache(model, dynamic(decision="sample", residual_diff_threshold=0.01))
-        assert all(close([call(model, moving(name, step))], output) for step, output in enumerate(plain))
+        assert close([call(model, moving(name, step)) for step in range(len(plain))], plain)
     assert lines(model)["default[1]"] == "FFF"
     assert f"{why}: all samples are computed" in caplog.text

@@ -17,8 +17,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 import cache_dit
+from tests.kit.equality import same
 from tests.kit.tiny_flux import tiny_vae
-from tests.kit.toys import dynamic, lines, same, static
+from tests.kit.toys import dynamic, lines, static
 from tests.models.row import TEXT, normal
 from tests.models.test_unnamed_branches import VARIANTS
 from tests.models.tiny import tiny

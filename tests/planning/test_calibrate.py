@@ -20,6 +20,7 @@ from cache_dit.engine.policies.calibration import PolicyCalibration
 from cache_dit.engine.subclass import STATE
 from cache_dit.errors import ConfigError
 from tests.engine.policies.test_policies_in_engine import FLUX, STEPS, WAN, asked, called_with, given_at, relative, run
+from tests.kit.equality import same
 from tests.kit.tiny_flux import (
     generate,
     generate_sd3,
@@ -28,7 +29,7 @@ from tests.kit.tiny_flux import (
     tiny_sd3_pipeline,
     tiny_wan_pipeline,
 )
-from tests.kit.toys import Toy, denoise, line, lines, loop, same
+from tests.kit.toys import Toy, denoise, line, lines, loop
 from tests.models.tiny import tiny
 
 POLICIES = ("magcache", "teacache")

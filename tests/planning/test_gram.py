@@ -29,7 +29,7 @@ def test_the_stream_gives_the_inner_products_of_all_features(monkeypatch: pytest
     monkeypatch.setattr(gram, "_TILE", 7)  # tiles that do not divide the features
     values = features(2, 5)
     flat = values.reshape(10, -1)
-    np.testing.assert_allclose(streamed(values).gram(), flat @ flat.T, rtol=1e-12)
+    assert streamed(values).gram() == pytest.approx(flat @ flat.T, rel=1e-12)
 
 
 def test_sums_are_float64_whatever_the_features_are() -> None:
@@ -38,7 +38,7 @@ def test_sums_are_float64_whatever_the_features_are() -> None:
     for step in range(3):
         stream.add("a", step, torch.from_numpy(rows[0, step]))
     exact = rows[0].astype(np.float64)
-    np.testing.assert_allclose(stream.gram(), exact @ exact.T, rtol=1e-13)
+    assert stream.gram() == pytest.approx(exact @ exact.T, rel=1e-13)
 
 
 def test_beyond_the_limit_features_lie_in_a_file_and_give_the_same(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_beyond_the_limit_features_lie_in_a_file_and_give_the_same(tmp_path: Pat
     row = values[0, 0].nbytes
     stream = streamed(values, memory_limit=3 * row, folder=tmp_path)
     assert (stream.bytes_in_memory, stream.bytes_on_disk) == (3 * row, 7 * row)
-    np.testing.assert_allclose(stream.gram(), streamed(values).gram(), rtol=1e-12)
+    assert stream.gram() == pytest.approx(streamed(values).gram(), rel=1e-12)
     stream.close()
     assert stream.bytes_in_memory == stream.bytes_on_disk == 0
     assert not list(tmp_path.iterdir())
@@ -79,7 +79,7 @@ def test_chains_add_up() -> None:
 def test_the_mixture_of_the_branches_has_the_combined_products() -> None:
     values = features(2, 5)
     mixture = 4.5 * values[0] - 3.5 * values[1]
-    np.testing.assert_allclose(combined(streamed(values).gram(), (4.5, -3.5)), mixture @ mixture.T, rtol=1e-9)
+    assert combined(streamed(values).gram(), (4.5, -3.5)) == pytest.approx(mixture @ mixture.T, rel=1e-9)
 
 
 def test_a_number_of_steps_is_needed() -> None:

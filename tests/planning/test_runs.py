@@ -12,8 +12,9 @@ from cache_dit import DBCacheConfig
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
 from cache_dit.planning.runs import Observer, observable, observe
+from tests.kit.equality import same
 from tests.kit.tiny_flux import generate, generate_video, tiny_pipeline, tiny_wan_pipeline
-from tests.kit.toys import Toy, denoise, line, loop, same
+from tests.kit.toys import Toy, denoise, line, loop
 
 STEPS = 6
 

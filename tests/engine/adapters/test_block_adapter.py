@@ -18,19 +18,8 @@ from cache_dit import (
     UnsupportedModelError,
 )
 from cache_dit.caching import FakeDiffusionPipeline
-from tests.kit.toys import (
-    FORMS,
-    WIDTH,
-    Joined,
-    SoloBlock,
-    Toy,
-    close,
-    counted,
-    frozen_run,
-    line,
-    static,
-    stream_inputs,
-)
+from tests.kit.equality import close
+from tests.kit.toys import FORMS, WIDTH, Joined, SoloBlock, Toy, counted, frozen_run, line, static, stream_inputs
 
 P0, P1, P3 = ForwardPattern.Pattern_0, ForwardPattern.Pattern_1, ForwardPattern.Pattern_3
 LINE = "FFCCFC"

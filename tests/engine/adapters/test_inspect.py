@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import BlockAdapter, ConfigError, ForwardPattern, Inspection, UnsupportedModelError
 from cache_dit.models import adapter_of
+from tests.kit.equality import close
 from tests.kit.toys import (
     FORMS,
     TEXT,
@@ -23,7 +24,6 @@ from tests.kit.toys import (
     PairBlock,
     SoloBlock,
     Toy,
-    close,
     counted,
     frozen_run,
     line,

@@ -34,6 +34,7 @@ from cache_dit.engine.state import measure
 from cache_dit.engine.state.snapshots import Past
 from cache_dit.engine.subclass import state_of
 from tests.kit import tiny_flux
+from tests.kit.equality import close, same
 from tests.kit.toys import (
     FORMS,
     TEXT,
@@ -44,14 +45,12 @@ from tests.kit.toys import (
     PairBlock,
     SoloBlock,
     Toy,
-    close,
     counted,
     frozen_run,
     line,
     lines,
     loop,
     normal,
-    same,
     stream_inputs,
 )
 from tests.models.tiny import inputs, tiny
@@ -211,7 +210,7 @@ def test_it_does_what_its_definition_says(form: str, calibrator: str) -> None:
         defined = Definition(Toy(form, (9,)), asked, CALIBRATORS[calibrator])
         model = enabled(Toy(form, (9,)), asked, CALIBRATORS[calibrator])
         for given in wander(model.model, 14):
-            assert torch.allclose(model(*given), defined(*given), atol=1e-5)
+            assert close(model(*given), defined(*given))
         assert model.ran == defined.ran
         patterns.update(model.ran)
     assert len(patterns) > 4  # blocks were decided each by itself: a block is compared with its own last computed input
@@ -403,7 +402,7 @@ def test_in_every_dtype(dtype: torch.dtype) -> None:
     expected = model(*given)
     watched = enabled(model, config(), CALIBRATORS["taylor"])
     outputs = frozen_run(watched, given, 4)
-    assert close(outputs, expected, tolerance=4 * torch.finfo(dtype).eps)
+    assert close(outputs, expected, depth=4)  # the residual, the two sums of its streams, the block after
     assert watched.ran == ["11111"] + ["10000"] * 3
 
 
@@ -466,7 +465,7 @@ def test_a_polynomial_is_continued_exactly_over_uneven_gaps(power: int, calibrat
         expected = plain(*stream_inputs(), float(step))
         output = watched(*stream_inputs(), float(step))
         if mask[step] == "F" or mask[:step].count("F") > power:
-            assert torch.allclose(output, expected, atol=1e-4)
+            assert close(output, expected, growth=10)  # a parabola, four steps ahead: 10 - 15 + 6
     assert watched.ran == ["1111" if letter == "F" else "1000" for letter in mask]
 
 
@@ -486,7 +485,7 @@ def test_each_block_has_times_of_its_own() -> None:
     for step_now in range(5):
         output = watched(*stream_inputs(), float(step_now))
     assert watched.ran == ["1111", "1111", "1011", "1101", "1011"]
-    assert torch.allclose(output, GrowingToy(1)(*stream_inputs(), 4.0), atol=1e-5)
+    assert close(output, GrowingToy(1)(*stream_inputs(), 4.0))
 
 
 # -- host reads
@@ -576,7 +575,7 @@ def test_what_was_measured_ahead_of_another_input_does_not_count(in_place: bool,
     for given in wander(model, 10):
         expected = defined_control(defined, given)
         reads.clear()
-        assert torch.allclose(watched(*given), expected, atol=1e-5)
+        assert close(watched(*given), expected)
         counts.append(len(reads))
     assert watched.ran == defined.ran
     assert (counts[-1], set(reads)) == (4, {1})  # it does not try any more
@@ -1231,8 +1230,8 @@ def test_repeated_blocks_compile_without_more_graphs(decision: str) -> None:
     eager = tiny_flux.tiny_transformer()
     cache_dit.enable_cache(eager, config(prune_decision=decision), CALIBRATORS["taylor"])
     assert cached[0] == plain[0]
-    assert close(cached[1], torch.stack(tiny_flux.denoise(eager))[0]) is False  # the run moves
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(cached[1], tiny_flux.denoise(eager), strict=True))
+    assert not close(cached[1], tiny_flux.denoise(eager)[0])  # the run moves
+    assert close(cached[1], tiny_flux.denoise(eager))
     assert stats(eager).pruned_ratio > 0
 
 

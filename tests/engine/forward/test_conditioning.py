@@ -23,8 +23,9 @@ import cache_dit
 from cache_dit import DBCacheConfig, DBPruneConfig
 from cache_dit.engine.forward.conditioning import SAMPLE, Conditions, conditions_of, is_condition
 from tests.engine.policies.test_policies_in_engine import counted_reads
+from tests.kit.equality import same
 from tests.kit.tiny_flux import DOUBLE, SINGLE, flux_inputs, tiny_transformer
-from tests.kit.toys import line, lines, normal, same
+from tests.kit.toys import line, lines, normal
 
 # Which tensors condition a run
 

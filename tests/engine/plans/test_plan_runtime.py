@@ -26,6 +26,7 @@ from cache_dit.engine.sessions.model_facts import parameter_dtype, schedule_fact
 from cache_dit.engine.state import history, measure
 from cache_dit.engine.subclass import state_of
 from tests.engine.sessions.test_guidance import Guided, guide
+from tests.kit.equality import close, same
 from tests.kit.tiny_flux import (
     MASK,
     STEPS,
@@ -34,7 +35,6 @@ from tests.kit.tiny_flux import (
     denoise,
     flux_inputs,
     generate,
-    same,
     tiny_pipeline,
     tiny_transformer,
 )
@@ -188,7 +188,7 @@ def test_compiled_it_is_two_graphs_and_nothing_is_compiled_anew() -> None:
     cache_dit.enable_cache(transformer, plan)
     found = denoise(transformer)
     assert counter.frame_count == 2
-    assert all(map(lambda one, other: torch.allclose(one, other, atol=1e-6), found, expected))
+    assert close(found, expected)
     denoise(transformer)
     assert counter.frame_count == 2
 

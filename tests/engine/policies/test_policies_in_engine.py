@@ -19,6 +19,7 @@ from cache_dit.engine.policies.budget import TeaCachePolicy
 from cache_dit.engine.policies.calibration import PolicyCalibration
 from cache_dit.engine.state import measure
 from cache_dit.errors import ConfigError
+from tests.kit.equality import same
 from tests.kit.tiny_flux import (
     generate,
     generate_qwen,
@@ -29,7 +30,7 @@ from tests.kit.tiny_flux import (
     tiny_sd3_pipeline,
     tiny_wan_pipeline,
 )
-from tests.kit.toys import Toy, line, lines, same, stream_inputs
+from tests.kit.toys import Toy, line, lines, stream_inputs
 from tests.models.tiny import inputs, tiny
 
 #: How far the latent has gone at each step: large and small strides, so that diffs differ.

@@ -15,20 +15,8 @@ from torch import Tensor
 import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 from cache_dit.engine.subclass import state_of
-from tests.kit.toys import (
-    TEXT,
-    WIDTH,
-    Toy,
-    close,
-    denoise,
-    dynamic,
-    lines,
-    loop,
-    normal,
-    same,
-    static,
-    stream_inputs,
-)
+from tests.kit.equality import close, same
+from tests.kit.toys import TEXT, WIDTH, Toy, denoise, dynamic, lines, loop, normal, static, stream_inputs
 
 STEPS = 6
 PLANS = {

@@ -35,7 +35,8 @@ from cache_dit.engine.sessions.pool import SessionPool
 from cache_dit.engine.sessions.session import Session, current_request
 from cache_dit.engine.state.history import History
 from cache_dit.engine.subclass import state_of
-from tests.kit.toys import Toy, denoise, dynamic, line, lines, loop, same, static
+from tests.kit.equality import same
+from tests.kit.toys import Toy, denoise, dynamic, line, lines, loop, static
 from tests.kit.walks import Walk, Walked, nbytes, walked
 
 STEPS = 8

@@ -25,20 +25,8 @@ from cache_dit.engine.sessions.call_reader import CallReader
 from cache_dit.engine.sessions.session import Request
 from cache_dit.engine.state import measure
 from cache_dit.engine.subclass import state_of
-from tests.kit.toys import (
-    OptionalToy,
-    Toy,
-    close,
-    counted,
-    denoise,
-    dynamic,
-    line,
-    lines,
-    loop,
-    same,
-    static,
-    stream_inputs,
-)
+from tests.kit.equality import close, same
+from tests.kit.toys import OptionalToy, Toy, counted, denoise, dynamic, line, lines, loop, static, stream_inputs
 
 STEPS = 8
 TAYLOR = TaylorSeerCalibratorConfig()

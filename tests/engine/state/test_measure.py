@@ -25,6 +25,8 @@ from tests.engine.policies.test_policies_in_engine import FLUX, STEPS, WAN, coun
 from tests.kit.toys import line, normal
 from tests.models.tiny import tiny
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_relative_difference(dtype: torch.dtype) -> None:

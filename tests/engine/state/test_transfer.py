@@ -125,6 +125,6 @@ def test_the_host_waits_for_no_copy_and_the_result_is_that_of_the_device(dtype: 
         results = [history.predict([0.5, -2.0, 3.0], anchor) for history in (here, there)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert torch.equal(*results)
     assert there.bytes_by_device["cpu"] == 3 * anchor.numel() * there._kept[0].tensor.itemsize
     assert all(kept.tensor.is_pinned() for kept in there._kept)
