@@ -19,11 +19,13 @@ setup: $(READY) ## make or refresh .venv
 demo: $(READY) ## pictures without and with the cache, in demo_out/
 	$(BIN)/cache-dit demo --out demo_out $(ARGS)
 
+# A worker on each core; tests and models are small, so that more than a few of them only import.
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 test-all: $(READY) ## all tests, and then those of test-oldest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 	$(MAKE) --no-print-directory test-oldest ARGS=
 
 # The same target with other variables, so that this environment too is made and refreshed by itself. diffusers 0.36 needs

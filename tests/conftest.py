@@ -8,6 +8,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import inspect
 import random
 from types import CodeType, FunctionType
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and _compares(item.function, known):
             item.add_marker(pytest.mark.numeric)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the garbage collector need not look through it at each of its collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def _compares(function: FunctionType, known: dict[FunctionType, bool]) -> bool:

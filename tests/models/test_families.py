@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import diffusers
 import pytest
@@ -52,20 +52,42 @@ def frozen(model: nn.Module) -> list[Tensor]:
     return run(model, [0.6] * len(LINE))
 
 
+class Family(NamedTuple):
+    """A family's model, made once for all tests, and what it gives without a cache."""
+
+    name: str
+    model: nn.Module
+    frozen: Tensor
+    moving: list[Tensor]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request: pytest.FixtureRequest) -> Family:
+    model = tiny(request.param)
+    return Family(request.param, model, run(model, [0.6])[0], run(model, loop(4)))
+
+
+@pytest.fixture
+def family(made: Family) -> Iterator[Family]:
+    """A family whose model is without a cache before and after a test."""
+    yield made
+    cache_dit.disable_cache(made.model)
+
+
 def test_every_recorded_class_has_a_row() -> None:
     assert {name for name, record in _records.items() if record.package == "diffusers"} == set(TINY)
 
 
 @pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0)])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_frozen_inputs_give_the_true_output_and_skipped_blocks_are_not_called(name: str, front: int, back: int) -> None:
-    model = tiny(name)
-    (expected,) = run(model, [0.6])
+def test_frozen_inputs_give_the_true_output_and_skipped_blocks_are_not_called(
+    family: Family, front: int, back: int
+) -> None:
+    model = family.model
     cache_dit.enable_cache(model, static(LINE, Fn_compute_blocks=front, Bn_compute_blocks=back, **ONE_BRANCH))
     blocks = blocks_of(model)
     with counted(blocks) as fired:
         outputs = frozen(model)
-    assert close(outputs, expected)
+    assert close(outputs, family.frozen)
     assert lines(model) == {"default": LINE}
     turns = len(record_of(model).blocks) if record_of(model).interleave else 1
     middle = range(turns * (front + 1) - 1, len(blocks) - turns * back)
@@ -73,80 +95,64 @@ def test_frozen_inputs_give_the_true_output_and_skipped_blocks_are_not_called(na
 
 
 @pytest.mark.parametrize("kept", ["residual", "hidden_states"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_frozen_inputs_by_taylor(name: str, kept: str) -> None:
-    model = tiny(name)
-    (expected,) = run(model, [0.6])
+def test_frozen_inputs_by_taylor(family: Family, kept: str) -> None:
     calibrator = TaylorSeerCalibratorConfig(calibrator_cache_type=kept)
-    cache_dit.enable_cache(model, static(LINE, Bn_compute_blocks=1, **ONE_BRANCH), calibrator)
-    assert close(frozen(model), expected)
-    assert lines(model) == {"default": LINE}
+    cache_dit.enable_cache(family.model, static(LINE, Bn_compute_blocks=1, **ONE_BRANCH), calibrator)
+    assert close(frozen(family.model), family.frozen)
+    assert lines(family.model) == {"default": LINE}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_frozen_inputs_with_a_measured_diff(name: str) -> None:
-    model = tiny(name)
-    (expected,) = run(model, [0.6])
-    cache_dit.enable_cache(model, dynamic(**ONE_BRANCH))
-    assert close(frozen(model), expected)
-    assert lines(model) == {"default": "FCCCCC"}
+def test_frozen_inputs_with_a_measured_diff(family: Family) -> None:
+    cache_dit.enable_cache(family.model, dynamic(**ONE_BRANCH))
+    assert close(frozen(family.model), family.frozen)
+    assert lines(family.model) == {"default": "FCCCCC"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_with_every_step_computed_the_output_is_the_plain_one_bit_for_bit(name: str) -> None:
-    model = tiny(name)
-    expected = run(model, loop(4))
+def test_with_every_step_computed_the_output_is_the_plain_one_bit_for_bit(family: Family) -> None:
     for config in (dynamic(residual_diff_threshold=0.0), static("FFFF", Bn_compute_blocks=1)):
-        cache_dit.enable_cache(model, config)
-        assert same(run(model, loop(4)), expected)
+        cache_dit.enable_cache(family.model, config)
+        assert same(run(family.model, loop(4)), family.moving)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_with_the_cache_off_again_everything_is_as_before(name: str) -> None:
-    model = tiny(name)
-    expected = run(model, loop(4))
+def test_with_the_cache_off_again_everything_is_as_before(family: Family) -> None:
+    model = family.model
     classes, keys = [type(module) for module in model.modules()], list(model.state_dict())
     for _ in range(2):
         cache_dit.enable_cache(model, static("FCFC"))
         assert list(model.state_dict()) == keys
         assert isinstance(model, classes[0])
-        run(model, loop(4))
+        run(model, loop(4)[:2])
         cache_dit.disable_cache(model)
         assert all(type(module) is cls for module, cls in zip(model.modules(), classes, strict=True))
         assert list(model.state_dict()) == keys
-        assert same(run(model, loop(4)), expected)
+        assert same(run(model, loop(4)[:2]), family.moving[:2])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_second_run_equals_the_first(name: str) -> None:
-    model = tiny(name)
+def test_a_second_run_equals_the_first(family: Family) -> None:
+    model = family.model
     cache_dit.enable_cache(model, dynamic(residual_diff_threshold=1.0), TaylorSeerCalibratorConfig())
-    first = run(model, loop(5))
-    run(model, loop(3), batch=2, side=3)
-    assert same(run(model, loop(5)), first)
-    assert not same(first, run(tiny(name), loop(5)))
+    first = run(model, loop(4))
+    run(model, loop(2), batch=2, side=3)
+    assert same(run(model, loop(4)), first)
+    assert not same(first, family.moving)
     assert all(output.isfinite().all() for output in first)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_frozen_inputs_with_single_blocks_pruned(name: str) -> None:
-    model = tiny(name)
-    (expected,) = run(model, [0.6])
+def test_frozen_inputs_with_single_blocks_pruned(family: Family) -> None:
     config = DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.5, **ONE_BRANCH)
-    cache_dit.enable_cache(model, config)
-    assert close(frozen(model), expected)
-    assert set(lines(model)["default"][2:]) == {"P"}
+    cache_dit.enable_cache(family.model, config)
+    assert close(frozen(family.model), family.frozen)
+    assert set(lines(family.model)["default"][2:]) == {"P"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_two_branches_by_turns_have_steps_of_their_own(name: str) -> None:
-    model, plain = tiny(name), tiny(name)
-    cache_dit.enable_cache(model, static(LINE, enable_separate_cfg=True), TaylorSeerCalibratorConfig())
+def test_two_branches_by_turns_have_steps_of_their_own(family: Family) -> None:
     timesteps = [timestep for timestep in loop(len(LINE)) for _ in ("cond", "uncond")]
-    both, expected = run(model, timesteps), run(plain, timesteps)
-    assert lines(model) == {"cond": LINE, "uncond": LINE}
+    expected = run(family.model, timesteps[:4])
+    cache_dit.enable_cache(family.model, static(LINE, enable_separate_cfg=True), TaylorSeerCalibratorConfig())
+    both = run(family.model, timesteps)
+    assert lines(family.model) == {"cond": LINE, "uncond": LINE}
     assert same(both[0::2], both[1::2])
-    assert same(both[:4], expected[:4])
+    assert same(both[:4], expected)
 
 
 def test_a_cache_of_diffusers_that_is_on_already_is_refused() -> None:
