@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import cache_dit
+from cache_dit import envs
 from cache_dit.cli import main
 from cache_dit.report import environment
 from cache_dit.report.environment import describe_environment, lines
@@ -47,11 +48,10 @@ def test_json_is_the_same_as_data_and_does_not_name_the_host(capsys: pytest.Capt
 
 def test_every_variable_that_the_package_reads_is_shown() -> None:
     read = re.compile(r"(?:environ(?:\.get\(|\[)|variable=)\"([A-Z_]+)\"")
-    found = {name for path in SOURCES.rglob("*.py") for name in read.findall(path.read_text(encoding="utf-8"))}
-    assert {"CACHE_DIT_LOG_LEVEL", "CLIP_MODEL_DIR"} <= found
-    assert [
-        name for name in found if not name.startswith(environment.PREFIX) and name not in environment.VARIABLES
-    ] == []
+    sources = [path.read_text(encoding="utf-8") for path in SOURCES.rglob("*.py")]
+    found = {*envs.DEFAULTS, *(name for source in sources for name in read.findall(source))}
+    assert {"CACHE_DIT_LOG_LEVEL", "CLIP_MODEL_DIR", "XDG_CACHE_HOME"} <= found
+    assert {name for name in found if not name.startswith(environment.PREFIX)} <= set(environment.VARIABLES)
 
 
 def test_a_torch_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
