@@ -169,7 +169,6 @@ def _enable(
     scheduler = getattr(adapter.pipe, "scheduler", None)
     states = []
     for target in targets:
-        _refuse_second_cache(target.transformer)
         states.append(
             build_state(
                 target,
@@ -181,15 +180,13 @@ def _enable(
             )
         )
     pairs = [(target.transformer, state) for target, state in zip(targets, states, strict=True)]
-    for options in (one for state in states for one in state.options):
-        if scheduler is not None and options.cache.policy_calibration is not None:
-            options.cache.policy_calibration.check(scheduler=type(scheduler).__name__)
     # a pipeline that is not called (but has a method of another name, say) has no requests of its own
     if isinstance(adapter.pipe, FakeDiffusionPipeline) or not callable(adapter.pipe):
         replace_states(pairs)
         return
+    made = _pipeline_state(adapter, targets, cache_config, calibrator_config)
     previous = state_of(adapter.pipe)
-    put_on(adapter.pipe, cached_pipeline, _pipeline_state(adapter, targets, cache_config, calibrator_config))
+    put_on(adapter.pipe, cached_pipeline, made)
     try:
         replace_states(pairs)
     except CacheDitError:
@@ -241,14 +238,6 @@ def _components(holder: Any) -> Mapping[str, Any]:
     return getattr(holder, "components", None) or getattr(holder, "__dict__", {})
 
 
-def _refuse_second_cache(transformer: Any) -> None:
-    if getattr(transformer, "is_cache_enabled", False):
-        raise ConfigError(
-            f"{type(transformer).__name__} has a cache of diffusers on already, and two would skip twice: "
-            f"call transformer.disable_cache() first"
-        )
-
-
 def replace_states(pairs: list[tuple[Any, TransformerState]]) -> None:
     """Put states on transformers, in place of those that are on; on failure these stay on, all of them."""
     before = [(transformer, _owner(transformer), state_of(transformer)) for transformer, _ in pairs]
@@ -272,16 +261,16 @@ def replace_states(pairs: list[tuple[Any, TransformerState]]) -> None:
 def attach_transformer(transformer: Any, state: TransformerState) -> None:
     """Put a state on a transformer and its roles on its blocks; on failure everything is as before."""
     inner = getattr(transformer, "_orig_mod", None)
-    for held in (transformer, inner):  # a cache that was put on before compiling, or on the wrapper
+    for held in (transformer,) if inner is None else (transformer, inner):  # put on before compiling, or the wrapper
         if (owner := _owner(held)) is not transformer:
             detach_transformer(owner)
     try:
+        attach_observers(state)
         for chain, _ in state.chains:
             for block, role in zip(chain.blocks, chain.roles, strict=True):
                 put_on(block, cached_block, role)
         for module, idle_role in state.idle:
             put_on(module, idle_module, idle_role)
-        attach_observers(state)
         put_on(transformer, cached_transformer, state)
         if inner is not None:
             put_on(inner, named_transformer, state)

@@ -229,6 +229,31 @@ class SparseConfig:
         made._check()
         return made
 
+    @classmethod
+    def over(
+        cls, base: SparseConfig, options: Mapping[str, Any], *, dropped: Iterable[str] = (), complete: bool = False
+    ) -> Self:
+        """A configuration of this class: that of `base`, with `options` laid over it; neither changes.
+
+        Args:
+            base: the configuration to start from; what it has and this class has not is left out.
+            options: field names and values; those that are None leave the base's.
+            dropped: fields of the base that make way.
+            complete: whether fields that neither gives get their defaults, or stay None.
+
+        Raises:
+            ConfigError: an unknown name, or values that cannot work together.
+        """
+        usual = defaults_of(cls)
+        kept = {name: value for name, value in base.given().items() if name in usual and name not in dropped}
+        laid = joined(kept, {name: value for name, value in options.items() if value is not None})
+        if complete:
+            laid = {**usual, **laid}
+            for name, value in laid.items():
+                if isinstance(value, SparseConfig):
+                    laid[name] = type(value).over(value, {}, complete=True)
+        return cls.of(laid)
+
     def _set(self, options: Mapping[str, Any]) -> None:
         """Set the options that are not None; nothing is checked but their names."""
         known = _names(type(self))

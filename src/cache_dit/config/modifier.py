@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from cache_dit.config.base import SparseConfig, defaults_of, joined, unknown_key
+from cache_dit.config.base import SparseConfig, joined, unknown_key
 from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType, DBCacheConfig, known_cache_type
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.options import OPTION_KEYS, read_calibrator, read_options
@@ -195,35 +195,30 @@ def overlay(base: _Config, options: Mapping[str, Any], *, complete: bool = False
         ConfigError: an unknown name, options of DBPrune over a `DBCacheConfig` without its cache type, or values that
             cannot work together.
     """
-    given = {key: value for key, value in options.items() if value is not None}
-    cls = _class_over(base, given)
-    dropped = _dropped(base, given)
-    usual = defaults_of(cls)
-    kept = {name: value for name, value in base.given().items() if name in usual and name not in dropped}
-    laid = {**(usual if complete else {}), **joined(kept, given)}
-    if complete:
-        laid.update({k: overlay(v, {}, complete=True) for k, v in laid.items() if isinstance(v, SparseConfig)})
-    return cast(_Config, cls.of(laid))
+    given = [name for name, value in options.items() if value is not None]
+    cls = _class_over(base, options.get("cache_type"), given)
+    laid = cls.over(base, options, dropped=_dropped(base, given, options.get("policy")), complete=complete)
+    return cast(_Config, laid)
 
 
-def _dropped(base: SparseConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """What of `base` makes way for `options`: for a plan all that decides, for another policy the plan."""
-    if "plan" in options:
+def _dropped(base: SparseConfig, given: Collection[str], policy: str | None) -> tuple[str, ...]:
+    """What of `base` makes way for the given options: for a plan all that decides, for another policy the plan."""
+    if "plan" in given:
         return DECIDED_BY_PLAN
-    leaves = getattr(base, "plan", None) is not None and options.get("policy", "plan") != "plan"
+    leaves = getattr(base, "plan", None) is not None and policy not in (None, "plan")
     return ("plan", "policy", "Fn_compute_blocks") if leaves else ()
 
 
-def _class_over(base: SparseConfig, options: Mapping[str, Any]) -> type[SparseConfig]:
-    """The class of what comes out when `options` are laid over `base`."""
+def _class_over(base: SparseConfig, hint: Any, given: Iterable[str]) -> type[SparseConfig]:
+    """The class of what comes out when the given options, a cache type among them or not, are laid over `base`."""
     if not isinstance(base, BasicCacheConfig):
         return type(base)
-    kind = known_cache_type(options["cache_type"]) if "cache_type" in options else None
+    kind = None if hint is None else known_cache_type(hint)
     if kind is CacheType.DBPrune:
         return type(base) if isinstance(base, DBPruneConfig) else DBPruneConfig
     if kind is CacheType.DBCache and isinstance(base, DBPruneConfig):
         return DBCacheConfig
-    for name in options:
+    for name in given:
         if name in DBPruneConfig.field_names() and name not in base.field_names():
             raise ConfigError(
                 f"{name} is an option of DBPrune, and a {type(base).__name__} is what it is laid over: pass a "

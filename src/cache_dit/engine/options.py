@@ -147,7 +147,6 @@ def checked(
             "of several shall not be cached, pass residual_diff_threshold=0 for it"
         )
     _check_device(cache.cache_device)
-    chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
     if cache.plan is not None:
         _check_plan(options, run or (lambda plan: PlanScope(model_class=model_class)))
     if cache.policy_calibration is not None:
@@ -156,6 +155,7 @@ def checked(
     policy = options.policy
     if cache.policy_calibration is not None and cache.policy in ("dbcache", "easycache"):
         chain.say_once("cache_dit: policy_calibration has no effect: it is for policy='teacache' or 'magcache'")
+    chain.layout(cache.Fn_compute_blocks, cache.Bn_compute_blocks)
     if cache.decision == "mean":
         return options
     joins = cache.decision != "sample"

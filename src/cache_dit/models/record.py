@@ -80,8 +80,8 @@ class ModelRecord:
 
     def adapter(self, transformers: list[torch.nn.Module], pipe: Any = None) -> BlockAdapter:
         """The description of these transformers, all of this family."""
-        split = self.split_variable is not None and not getattr(ENV, self.split_variable)
         described = [self._lists(transformer) for transformer in transformers]
+        split = self.split_variable is not None and not getattr(ENV, self.split_variable)
         return BlockAdapter(
             pipe=pipe,
             transformer=list(transformers),
@@ -109,6 +109,7 @@ class ModelRecord:
 
 
 _records: dict[str, ModelRecord] = {}  # class name of a transformer -> its family
+_components: dict[str, None] = {}  # the pipelines' attributes that may hold a transformer, each once
 
 
 def register_model(record: ModelRecord) -> ModelRecord:
@@ -122,6 +123,7 @@ def register_model(record: ModelRecord) -> ModelRecord:
     for name in record.transformers:
         if _records.setdefault(name, record) is not record:
             raise ConfigError(f"{name} is in the record of {_records[name].name!r} already: take it out of one of them")
+    _components.update(dict.fromkeys(record.components))
     return record
 
 
@@ -133,7 +135,7 @@ def record_of(module: Any) -> ModelRecord | None:
 
 def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The attributes of a pipeline that hold a transformer with a record, with the transformer."""
-    for attribute in dict.fromkeys(name for record in _records.values() for name in record.components):
+    for attribute in _components:
         module: Any = getattr(pipe, attribute, None)
         record = record_of(module)
         if record is not None and attribute in record.components:

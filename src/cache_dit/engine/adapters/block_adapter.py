@@ -12,7 +12,6 @@ import torch
 from cache_dit.engine.adapters.normalize import (
     Target,
     as_list,
-    block_io,
     flatten,
     names_by_identity,
     nested_depth,
@@ -273,7 +272,7 @@ class BlockAdapter:
             for target in copy.copy(adapter).targets():
                 for blocks in (blocks for chain in target.chains for blocks in chain.lists):
                     for block in blocks.blocks:
-                        block_io(block, blocks, strict=True)
+                        blocks.call_of(block, strict=True)
         except CacheDitError:
             return False
         return True

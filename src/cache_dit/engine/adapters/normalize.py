@@ -52,6 +52,21 @@ class BlockList:
     pattern: ForwardPattern
     streams: tuple[str, str] = (HIDDEN, ENCODER)
 
+    def call_of(self, block: torch.nn.Module, *, strict: bool) -> BlockIO:
+        """How one of them is called.
+
+        Raises:
+            PatternMismatchError: if it lacks an argument that the pattern reads.
+            ConfigError: if the pattern is none.
+        """
+        if not isinstance(self.pattern, ForwardPattern):
+            raise ConfigError(
+                f"forward_pattern={self.pattern!r} is no ForwardPattern: pass ForwardPattern.Pattern_0 … 5"
+            )
+        inner = getattr(block, "_orig_mod", block)  # a compiled block: its wrapper's forward says nothing
+        hidden, encoder = self.streams
+        return BlockIO(type(inner), self.pattern, hidden=hidden, encoder=encoder, strict=strict)
+
 
 @dataclass(frozen=True)
 class ChainSpec:
@@ -82,7 +97,8 @@ class ChainSpec:
         found = []
         for index, block in self.ordered():
             key = (index, type(getattr(block, "_orig_mod", block)))
-            known[key] = known.get(key) or block_io(block, self.lists[index], strict=self.strict)
+            if key not in known:
+                known[key] = self.lists[index].call_of(block, strict=self.strict)
             found.append((index, block, known[key]))
         return found
 
@@ -105,20 +121,6 @@ class Target:
     transformer: torch.nn.Module
     chains: tuple[ChainSpec, ...]
     idle: tuple[tuple[torch.nn.Module, str], ...] = ()
-
-
-def block_io(block: torch.nn.Module, blocks: BlockList, *, strict: bool) -> BlockIO:
-    """How one block is called.
-
-    Raises:
-        PatternMismatchError: if it lacks an argument that the pattern reads.
-        ConfigError: if the pattern is none.
-    """
-    if not isinstance(blocks.pattern, ForwardPattern):
-        raise ConfigError(f"forward_pattern={blocks.pattern!r} is no ForwardPattern: pass ForwardPattern.Pattern_0 … 5")
-    inner = getattr(block, "_orig_mod", block)  # a compiled block: its wrapper's forward says nothing
-    hidden, encoder = blocks.streams
-    return BlockIO(type(inner), blocks.pattern, hidden=hidden, encoder=encoder, strict=strict)
 
 
 def shortly(value: Any) -> str:

@@ -41,9 +41,10 @@ def build_state(
     """The state that puts a cache with these options on a transformer; ``scheduler`` is its pipeline's, or None.
 
     Raises:
-        ConfigError: if the options do not fit the model.
+        ConfigError: if the options do not fit the model, or it has a cache of diffusers on.
         PatternMismatchError: if a block is not called as its pattern says.
     """
+    _refuse_second_cache(target.transformer)
     asked = cache_config.enable_separate_cfg
     chains = []
     for spec in target.chains:
@@ -55,6 +56,9 @@ def build_state(
     module = getattr(target.transformer, "_orig_mod", target.transformer)
     state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
     state.configure(state.options, scheduler)
+    for options in state.options:
+        if scheduler is not None and options.cache.policy_calibration is not None:
+            options.cache.policy_calibration.check(scheduler=type(scheduler).__name__)
     state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
     return state
 
@@ -81,10 +85,19 @@ def build_chain(spec: ChainSpec, owner: str) -> Chain:
         PatternMismatchError: if a block is not called as its pattern says.
     """
     rounds = len(spec.lists) if spec.interleave else 1
-    chain = Chain(spec.name, join=spec.join, rounds=rounds, long_skip=spec.long_skip, owner=owner)
-    for index, block, io in spec.calls():
+    name, calls = spec.name, spec.calls()
+    chain = Chain(name, join=spec.join, rounds=rounds, long_skip=spec.long_skip, owner=owner)
+    for index, block, io in calls:
         chain.add(block, index, io)
     return chain
+
+
+def _refuse_second_cache(transformer: Any) -> None:
+    if getattr(transformer, "is_cache_enabled", False):
+        raise ConfigError(
+            f"{type(transformer).__name__} has a cache of diffusers on already, and two would skip twice: "
+            f"call transformer.disable_cache() first"
+        )
 
 
 def _refuse_differing(spec: ChainSpec, options: ChainOptions, first: ChainOptions) -> None:

@@ -92,13 +92,13 @@ class StepRules:
         self.records: list[StepRecord] = list(records)
         self._max_cached = _limit(config.max_cached_steps)
         self._max_continuous = _limit(config.max_continuous_cached_steps)
+        self._max_accumulated = _accumulated_limit(config)
         self.static = config.is_static
         # Whether a request is worth caching is judged once, on the whole of it.
         self.off = not self.static and origin == 0 and steps is not None and steps < warmup + 2
         self._warmup = range(0, warmup, config.warmup_interval)
         self._mask = None if mask is None else tuple(mask)
         self._all_computed = mask is not None and 0 not in mask
-        self._max_accumulated = _accumulated_limit(config)
         #: The budget of the policy: what a diff, or what is added up, is compared with.
         self.threshold = as_number("residual_diff_threshold", config.residual_diff_threshold)
         self._computed = 0
