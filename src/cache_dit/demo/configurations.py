@@ -92,11 +92,11 @@ def _planned(plan: Plan) -> list[Configuration]:
             chosen = plan.select(speedup=speedup)
         except ConfigError:  # so few steps that no point is as fast
             continue
-        columns[chosen.chosen] = Configuration(f"plan {speedup:g}×", _promise(chosen), chosen)
+        columns[chosen.chosen] = Configuration(f"plan {speedup:g}×", _told(chosen), chosen)
     return list(columns.values())
 
 
-def _promise(plan: Plan) -> str:
+def _told(plan: Plan) -> str:
     """What is to be said of a plan's chosen point."""
     point = plan.point
     sentences = [
