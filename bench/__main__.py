@@ -2,7 +2,7 @@
 
 import sys
 
-from bench.application import main
+from bench.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(prog="python -m bench"))

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from bench.findings import Finding
+from bench.report.parts import Marked, Table, findings_table
 from bench.results import Results, differences, machine_differences
 from cache_dit.errors import ConfigError
 
+#: A change of at most this share is not told, however narrow the intervals are.
 TOLERANCE = 0.02
-"""A change of at most this share is not told, however narrow the intervals are."""
-
-Verdict = Literal["better", "worse", "moved"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A finding that is another one now.
-
-    Args:
-        before: as it was committed.
-        now: as it is in the fresh run.
-        beyond_noise: whether its value moved by more than noise and tolerance.
-        verdict: by its target: nearer to what it should be or farther from it; ``"moved"`` where no target tells.
-    """
+    """A finding that is another one now; ``beyond_noise``: its value moved by more than noise and tolerance."""
 
     before: Finding
     now: Finding
     beyond_noise: bool
-    verdict: Verdict
+
+    @property
+    def verdict(self) -> str:
+        """By its target: nearer to what it should be or farther from it; "moved" where no target tells."""
+        wanted = {"≤": -1, "<": -1, "≥": 1, ">": 1}.get(self.now.target[:1], 0)
+        if wanted == 0 or self.before.unit != self.now.unit or self.before.value == self.now.value:
+            return "moved"
+        return "better" if (self.now.value - self.before.value) * wanted > 0 else "worse"
 
     @property
     def newly_missed(self) -> bool:
-        """Whether a target that was not missed is missed now."""
         return self.now.reached is False and self.before.reached is not False
 
     @property
     def newly_reached(self) -> bool:
-        """Whether a target that was missed is reached now."""
         return self.now.reached is True and self.before.reached is False
 
 
@@ -62,24 +59,41 @@ class Comparison:
 
     @property
     def worse(self) -> list[Change]:
-        """What got worse: it moved away from its target by more than noise, or newly misses it."""
+        """What moved away from its target by more than noise, or newly misses it."""
         return [one for one in self.changes if one.newly_missed or (one.beyond_noise and one.verdict == "worse")]
+
+    @property
+    def counted(self) -> str:
+        """How much there is of what, in a line."""
+        moved = sum(change.beyond_noise for change in self.changes)
+        missed, reached = (sum(getattr(one, f"newly_{how}") for one in self.changes) for how in ("missed", "reached"))
+        targets = f"{missed} targets newly missed, {reached} targets newly reached"
+        apart = f"{len(self.appeared)} appeared, {len(self.gone)} went away"
+        return f"{self.unchanged} unchanged, {moved} moved, {targets}, {apart}"
+
+    def tables(self) -> Iterator[Table]:
+        """What moved, what appeared and what went away, as far as there is any."""
+        rows = []
+        for one in self.changes:
+            sides = (f"{side.value_text}\n{side.interval_text}".rstrip() for side in (one.before, one.now))
+            said = [one.verdict] * one.beyond_noise + [f"misses {one.now.target}"] * one.newly_missed
+            said += [f"reaches {one.now.target}"] * one.newly_reached
+            rows.append((one.now.group, one.now.name, *sides, Marked("\n".join(said))))
+        if rows:
+            yield Table(("group", "what", "committed", "fresh", ""), rows, left=2, title="what moved")
+        for title, findings in (("appeared", self.appeared), ("went away", self.gone)):
+            if findings:
+                yield findings_table(findings, title, grouped=True)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
-        changes = [
-            {**asdict(one), "newly_missed": one.newly_missed, "newly_reached": one.newly_reached}
-            for one in self.changes
-        ]
+        names = ("verdict", "newly_missed", "newly_reached")
+        changes = [{**asdict(one), **{name: getattr(one, name) for name in names}} for one in self.changes]
         return {**asdict(self), "changes": changes, "worse": len(self.worse)}
 
 
 def compare(fresh: Results, committed: Results, *, tolerance: float = TOLERANCE) -> Comparison:
-    """What moved, by group and name of the findings.
-
-    Args:
-        fresh, committed: results of one bench, both finished.
-        tolerance: the share of the committed value below which a change is not told.
+    """What moved, by group and name of the findings; changes up to a share of the committed value are not told.
 
     Raises:
         ConfigError: they are of different benches, or one of them has no findings.
@@ -91,14 +105,13 @@ def compare(fresh: Results, committed: Results, *, tolerance: float = TOLERANCE)
     for results in (fresh, committed):
         if not results.finished:
             raise ConfigError(f"{results.path} has no findings yet: its run was not finished; run the bench again")
-    before, now = _by_name(committed.findings), _by_name(fresh.findings)
+    before, now = ({(one.group, one.name): one for one in results.findings} for results in (committed, fresh))
     pairs = [(before[key], now[key]) for key in now if key in before]
-    changes = [change for one, other in pairs if (change := _change(one, other, tolerance))]
+    changes = [Change(*pair, pair[0].unit != pair[1].unit or beyond_noise(*pair, tolerance)) for pair in pairs]
+    changes = [one for one in changes if one.beyond_noise or one.newly_missed or one.newly_reached]
+    conditions = machine_differences(committed.machine, fresh.machine)
     return Comparison(
-        conditions=[
-            *machine_differences(committed.machine, fresh.machine),
-            *differences(committed.settings, fresh.settings),
-        ],
+        conditions=[*conditions, *differences(committed.settings, fresh.settings)],
         changes=changes,
         appeared=[now[key] for key in now if key not in before],
         gone=[before[key] for key in before if key not in now],
@@ -111,30 +124,7 @@ def beyond_noise(before: Finding, now: Finding, tolerance: float) -> bool:
 
     A value without an interval, e.g. a count, is its own.
     """
-    (low, high), (other_low, other_high) = _interval(before), _interval(now)
+    low, other_low = (one.value if one.low is None else one.low for one in (before, now))
+    high, other_high = (one.value if one.high is None else one.high for one in (before, now))
     apart = other_low > high or other_high < low
     return apart and abs(now.value - before.value) > tolerance * abs(before.value)
-
-
-def _change(before: Finding, now: Finding, tolerance: float) -> Change | None:
-    """The change between two findings of one name; None where there is none to tell."""
-    moved = before.unit != now.unit or beyond_noise(before, now, tolerance)
-    change = Change(before, now, moved, _verdict(before, now))
-    return change if moved or change.newly_missed or change.newly_reached else None
-
-
-def _verdict(before: Finding, now: Finding) -> Verdict:
-    wanted = {"≤": -1, "<": -1, "≥": 1, ">": 1}.get(now.target[:1], 0)
-    if wanted == 0 or before.unit != now.unit or before.value == now.value:
-        return "moved"
-    return "better" if (now.value - before.value) * wanted > 0 else "worse"
-
-
-def _interval(finding: Finding) -> tuple[float, float]:
-    low = finding.value if finding.low is None else finding.low
-    high = finding.value if finding.high is None else finding.high
-    return low, high
-
-
-def _by_name(findings: Iterable[Finding]) -> dict[tuple[str, str], Finding]:
-    return {(finding.group, finding.name): finding for finding in findings}

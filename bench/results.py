@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,10 +17,11 @@ from bench.findings import Finding
 from cache_dit.errors import ConfigError
 
 FORMAT = 1
-
+ROOT = Path(__file__).parent.parent
+#: How this project is called beside the package cache-dit of PyPI.
+OURS = "cache_dit (this project)"
 #: Packages that a bench may measure with; those of `cache_dit.report.machine` come on top.
 _PACKAGES = ("numpy", "pillow", "scikit-image", "torchmetrics", "lpips")
-
 #: What makes measurements of two runs one: rows of another machine are not added to a file.
 _SAME_MACHINE = ("device", "system", "cores", "threads", "versions")
 
@@ -34,11 +36,11 @@ class Results:
         path: the file; saved after every row.
         bench: the bench's name.
         settings: what was asked for, as plain data; a file is gone on with only under the same.
-        machine: what measured, with the versions of the packages that matter. A bench may add versions that it
-            learns later, e.g. those of peers.
+        machine: what measured, with the versions of the packages that matter.
         rows: what was measured, raw samples too, by a key that a row has in every run.
         findings: what follows from the rows; empty until the bench is through.
         seconds: how long was measured, over all runs that the rows come from.
+        commits: of the code that measured, over all runs; with a ``+`` where it was changed since.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Results:
     rows: dict[str, Row] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    commits: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._counted_to = time.perf_counter()
@@ -65,28 +68,24 @@ class Results:
     ) -> Results:
         """Begin a file, or go on with one that the same bench left under the same settings on the same machine.
 
-        Args:
-            path: the file; its folder is made.
-            bench: the bench's name.
-            settings: plain data, of which every change makes other measurements.
-            fresh: whether to throw away what is there.
-            device: where the models run.
-            versions: of further packages, e.g. peers.
-
         Raises:
             ConfigError: what is there was measured otherwise or cannot be read, or nothing can be written there.
         """
+        import cache_dit
         from cache_dit.report.machine import describe_machine
 
-        path = Path(path)
-        machine = describe_machine(device).as_dict()
-        machine["versions"] |= {**_installed(_PACKAGES), **(versions or {})}
+        path, machine = Path(path), describe_machine(device).as_dict()
+        machine["versions"] |= {"cache-dit": cache_dit.__version__, **_installed(), **(versions or {})}
         opened = cls(path, bench, _plain(settings, "the settings"), _plain(machine, "the machine"))
-        if path.exists() and not fresh:
+        anew = fresh or not path.exists()
+        if not anew:
             there = cls.load(path)
             opened._check_same(there)
-            return there
-        opened.save()
+            opened = there
+        if (commit := commit_of(ROOT)) and commit not in opened.commits:
+            opened.commits.append(commit)
+        if anew:
+            opened.save()
         return opened
 
     @classmethod
@@ -105,15 +104,18 @@ class Results:
             data = json.loads(text, parse_constant=_refuse)
             if data["format"] != FORMAT:
                 raise ValueError(f"its format is {data['format']!r}, and {FORMAT} is expected")
+            kinds = {"bench": str, "settings": dict, "machine": dict, "rows": dict, "findings": list}
+            for name, kind in {**kinds, "seconds": (int, float)}.items():
+                if not isinstance(data[name], kind):  # type: ignore[arg-type]
+                    raise ValueError(f"its {name} is {data[name]!r}")
             findings = [Finding(**finding) for finding in data["findings"]]
-            found = cls(path, data["bench"], data["settings"], data["machine"], data["rows"], findings, data["seconds"])
-            found._check_kinds()
+            named = (data[name] for name in list(kinds)[:4])
+            return cls(path, *named, findings, data["seconds"], data.get("commits", []))
         except (ValueError, KeyError, TypeError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
                 f"{path} is not a whole file of results: {what}; measure it anew with --fresh, or pass another --out"
             ) from error
-        return found
 
     @property
     def quick(self) -> bool:
@@ -125,18 +127,25 @@ class Results:
         """Whether the bench came to its end."""
         return bool(self.findings)
 
+    @property
+    def ours(self) -> str:
+        """This project with its version, as tables call it."""
+        version = (self.machine.get("versions") or {}).get("cache-dit", "")
+        return f"{OURS} {version}" if version[:1].isdigit() and version[:2] != "1." else OURS  # 1.x: once, a peer's
+
+    @property
+    def made_by(self) -> str:
+        """What measured, for people: this project, its version, and the commit."""
+        return ", ".join([self.ours, *(f"commit {commit}" for commit in self.commits)])
+
     def __contains__(self, key: object) -> bool:
         return key in self.rows
 
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """Add a row, or replace it, and save. Findings speak of all rows: those that were there are dropped.
 
-        Args:
-            key: by which the row is known in every run.
-            row: plain data, without NaN and infinity.
-
         Raises:
-            ConfigError: it cannot be written as JSON.
+            ConfigError: it is no plain data, e.g. NaN or infinity.
         """
         self.rows[key] = _plain(row, f"row {key!r}")
         self.findings = []
@@ -166,33 +175,24 @@ class Results:
         now = time.perf_counter()
         self.seconds += now - self._counted_to
         self._counted_to = now
+        indented = {name: json.dumps(value, indent=1, ensure_ascii=False) for name, value in self._described().items()}
+        indented["seconds"] = f"{self.seconds:.1f}"
+        indented["rows"] = _block("{}", (f"{_line(key)}: {_line(row)}" for key, row in self.rows.items()))
+        indented["findings"] = _block("[]", (_line(asdict(finding)) for finding in self.findings))
+        text = "{\n" + ",\n".join(f'"{name}": {value}' for name, value in indented.items()) + "\n}\n"
         beside = self.path.with_name(f"{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(self._text(), encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
             os.replace(beside, self.path)
         except OSError as error:
             if beside.is_file():
                 beside.unlink()
             raise ConfigError(f"{self.path} cannot be written: {_reason(error)}; pass another --out") from error
 
-    def _text(self) -> str:
-        parts = {
-            "format": str(FORMAT),
-            "bench": _line(self.bench),
-            "settings": json.dumps(self.settings, indent=1, ensure_ascii=False, allow_nan=False),
-            "machine": json.dumps(self.machine, indent=1, ensure_ascii=False, allow_nan=False),
-            "seconds": f"{self.seconds:.1f}",
-            "rows": _block("{}", (f"{_line(key)}: {_line(row)}" for key, row in self.rows.items())),
-            "findings": _block("[]", (_line(asdict(finding)) for finding in self.findings)),
-        }
-        return "{\n" + ",\n".join(f'"{name}": {text}' for name, text in parts.items()) + "\n}\n"
-
-    def _check_kinds(self) -> None:
-        kinds = {"bench": str, "settings": dict, "machine": dict, "rows": dict, "seconds": (int, float)}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"its {name} is {getattr(self, name)!r}")
+    def _described(self) -> dict[str, Any]:
+        fields = ("bench", "settings", "commits", "machine")
+        return {"format": FORMAT, **{name: getattr(self, name) for name in fields}}
 
     def _check_same(self, there: Results) -> None:
         """Raise unless what is there was measured as this would be."""
@@ -209,11 +209,16 @@ class Results:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two sets of settings differ in, a line each, with dots in the names of nested ones."""
-    one, other = dict(_flat(before)), dict(_flat(now))
+    one, other = dict(flat_settings(before)), dict(flat_settings(now))
+
+    def shown(settings: Mapping[str, Any], name: str) -> str:
+        text = _line(settings[name]) if name in settings else "nothing"
+        return text if len(text) <= 60 else text[:57] + "…"
+
     return [
-        f"{name}: {_shown(one, name)} there, {_shown(other, name)} now"
+        f"{name}: {shown(one, name)} there, {shown(other, name)} now"
         for name in dict.fromkeys([*one, *other])
-        if one.get(name, _MISSING) != other.get(name, _MISSING)
+        if (name in one, one.get(name)) != (name in other, other.get(name))
     ]
 
 
@@ -226,22 +231,13 @@ def machine_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     return differences(one, other)
 
 
-_MISSING = object()
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, with dots in the names of nested ones."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_settings(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    if name not in settings:
-        return "nothing"
-    text = _line(settings[name])
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _plain(value: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -270,9 +266,23 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
-def _installed(packages: Iterable[str]) -> dict[str, str]:
+def commit_of(folder: Path) -> str:
+    """The commit that a checkout stands on, with a ``+`` where ``src`` or ``bench`` was changed since; or nothing."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=7", "HEAD")
+        return f"{commit}+" if commit and git("status", "--porcelain", "--", "src", "bench/*.py") else commit
+    except OSError:
+        return ""  # there is no git
+
+
+def _installed() -> dict[str, str]:
     found = {}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import queue
 import subprocess
 import tempfile
-import threading
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+from bench.peers.environment import Environment, PeerUnavailableError
 from cache_dit.errors import CacheDitError
 
 WORKER = Path(__file__).with_name("worker.py")
 #: What the worker may see of our environment variables: nothing that could point it to our package or to a network.
 _KEPT = ("PATH", "HOME", "TMPDIR", "TEMP", "SYSTEMROOT", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _QUIET = {"HF_HUB_OFFLINE": "1", "CACHE_DIT_LOG_LEVEL": "error"}
+#: Seconds that the longest measurement may take.
+TIMEOUT = 600.0
 
 
 class PeerError(CacheDitError, RuntimeError):
-    """The peer answered with an error, answered nonsense, did not answer in time, or ended."""
+    """The peer answered with an error, did not answer in time, or ended."""
 
 
 class Peer:
-    """A worker process; a context manager.
+    """A worker process, asked through a pipe of its own; a context manager.
 
     Args:
         python: the interpreter of its environment.
@@ -35,56 +36,45 @@ class Peer:
 
     def __init__(self, python: str | os.PathLike[str], *, threads: int = 1, timeout: float = 120.0) -> None:
         self.timeout = timeout
-        self._asked = 0
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
+        self._pipe, other = Pipe()
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         self._process = subprocess.Popen(
-            [os.fspath(python), "-I", "-u", str(WORKER)],  # -I: nothing of ours, nothing of the user's
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            encoding="utf-8",
-            env={**kept, **dict.fromkeys(_THREADS, str(threads)), **_QUIET},
+            [os.fspath(python), "-I", "-u", str(WORKER), str(other.fileno())],  # -I: nothing of ours or the user's
+            **{"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log},
+            pass_fds=[other.fileno()],
+            env={**kept, **_QUIET},
         )
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        other.close()
 
     def ask(self, what: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """The result of a request; see worker.py for the kinds and their arguments.
 
         Raises:
-            PeerError: if there is none. After a missing or senseless answer the process is ended.
+            PeerError: if there is none. After a missing answer the process is ended.
         """
-        self._asked += 1
-        request = json.dumps({"id": self._asked, "do": what, **arguments}, allow_nan=False)
-        if self._process.poll() is not None or self._process.stdin is None:
-            raise PeerError(f"the worker has ended ({self._process.returncode}){self._said()}")
+        seconds = self.timeout if timeout is None else timeout
         try:
-            self._process.stdin.write(request + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            self.close()
-            raise PeerError(f"the worker ended when asked to {what}{self._said()}") from error
-        answer = self._answer(what, self.timeout if timeout is None else timeout)
-        if not answer["ok"]:
-            error = answer["error"]
-            raise PeerError(f"asked to {what}, the peer raised {error['type']}: {error['message']}\n{error['places']}")
-        return answer["result"]
+            self._pipe.send((what, arguments))
+            if not self._pipe.poll(seconds):
+                raise PeerError(f"asked to {what}, the peer did not answer within {seconds:g} s{self._ended()}")
+            ok, told = self._pipe.recv()
+        except (OSError, EOFError) as error:
+            said = self._ended()
+            code = self._process.returncode
+            raise PeerError(f"asked to {what}, the worker ended or has ended ({code}){said}") from error
+        if not ok:
+            raise PeerError(f"asked to {what}, the peer raised {told}")
+        return told
 
     def close(self) -> None:
         """End the process; what it has not answered is lost."""
-        if self._process.poll() is None:
-            self._process.kill()
+        self._pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.2)  # it ends by itself where it waits for a request
+        self._process.kill()
         self._process.wait()
-        self._reader.join(timeout=5)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue  # what was never read by the other side
 
     def __enter__(self) -> Peer:
         return self
@@ -93,33 +83,39 @@ class Peer:
         self.close()
         self._log.close()
 
-    def _read(self) -> None:
-        for line in self._process.stdout or ():
-            self._lines.put(line)
-        self._lines.put("")  # the end
-
-    def _answer(self, what: str, timeout: float) -> dict[str, Any]:
-        try:
-            line = self._lines.get(timeout=timeout)
-        except queue.Empty:
-            self.close()
-            raise PeerError(f"asked to {what}, the peer did not answer within {timeout:g} s{self._said()}") from None
-        if not line:
-            self.close()
-            raise PeerError(f"asked to {what}, the worker ended ({self._process.returncode}){self._said()}")
-        try:
-            answer = json.loads(line)
-            if answer["id"] == self._asked and isinstance(answer["ok"], bool):
-                return dict(answer)
-        except (ValueError, KeyError, TypeError):
-            pass
+    def _ended(self) -> str:
+        """End it; the end of what it has said."""
         self.close()
-        raise PeerError(f"asked to {what}, the peer answered {line.strip()[:200]!r}{self._said()}")
-
-    def _said(self) -> str:
-        """The end of what it wrote to its error stream."""
-        if self._log.closed:
-            return ""
         self._log.seek(0)
         said = self._log.read().strip()[-2000:]
         return f"; it said:\n{said}" if said else ""
+
+
+class Workers(contextlib.ExitStack):
+    """The workers of the peers' environments, each started when it is first asked; a context manager."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.threads = threads
+        self.unavailable: dict[str, str] = {}
+        self._peers: dict[str, Peer] = {}
+
+    def run(self, version: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What ``bench.measures.run`` gives there.
+
+        Raises:
+            PeerError: it failed there; the next request has a new worker.
+            PeerUnavailableError: there is no such environment, and it cannot be made.
+        """
+        if version in self.unavailable:
+            raise PeerUnavailableError(self.unavailable[version])
+        try:
+            if version not in self._peers:
+                self._peers[version] = self.enter_context(Peer(Environment(version).make(), threads=self.threads))
+            return dict(self._peers[version].ask("cost", timeout=TIMEOUT, **arguments))
+        except PeerUnavailableError as error:
+            self.unavailable[version] = str(error)
+            raise
+        except PeerError:
+            self._peers.pop(version).close()
+            raise

@@ -77,7 +77,7 @@ class Environment:
         """Build it unless it is ready, and return its interpreter.
 
         It is built aside and moved into place when it is complete: a build that was stopped leaves nothing that looks
-        ready, and of two builds at once the later one stands.
+        ready.
 
         Raises:
             PeerUnavailableError: if pip cannot install the packages, for one because no index can be reached.

@@ -1,1 +1,0 @@
-"""The report: what the benches found, as a page for people."""

@@ -1,18 +1,183 @@
-"""All results as one HTML page that needs nothing but itself."""
+"""The results of the benches as Markdown, and as one HTML page that needs nothing but itself.
+
+What stands where is written in ``bench/pages/NAME.md``; a bench says what its places hold. A part of such a page
+(between lines ``---``) in which a place has nothing to show is left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bench.report import facts, inline
-from bench.report.files import paired, sections
-from bench.report.section import FIGURE_PLACE, Drawn, Section, findings_by_group
-from bench.results import Results
+from bench.report.parts import PAGES, Chart, Part, Table, by_group, literal
+from bench.results import OURS, Results, flat_settings
+from cache_dit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: The benches that have a page, in its order: title, and the module whose ``parts`` fills it.
+BENCHES = {
+    "quality": ("Quality", "bench.quality.shown"),
+    "overhead": ("What the cache costs", "bench.cost.beside"),
+    "scaling": ("How costs grow", "bench.cost.scaling"),
+    "gpu": ("On a GPU", "bench.cost.gpu_shown"),
+}
+#: A line of Markdown in whose place a figure goes.
+FIGURE_PLACE = re.compile(r"^\{figure: (\w+)\}$", re.MULTILINE)
+#: A place in a template; with a ``?`` it shows nothing, and is there for the part around it.
+_PLACE = re.compile(r"\{(\??)(\w+)\}")
 #: The page may load nothing, wherever it is opened.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One bench on the page.
+
+    Args:
+        bench: the bench's name.
+        title: the heading.
+        parts: what the places of its page hold, of any results: quick ones, and those that a run has not finished.
+            ``"charts"``: charts that stand in the text of other places.
+        template: the page; "": that in ``bench/pages``.
+    """
+
+    bench: str
+    title: str
+    parts: Callable[[Results], Mapping[str, Part]]
+    template: str = ""
+
+    def text(self, results: Results) -> tuple[str, dict[str, Chart]]:
+        """Markdown with places of figures, and the charts that go there."""
+        held, charts, words = self.parts(results), {}, {}
+        for name, value in held.items():
+            drawn = (
+                [] if isinstance(value, (str, Table)) or not value else [value] if isinstance(value, Chart) else value
+            )
+            charts |= {one.name: one for one in drawn}
+            shown = value.markdown() if isinstance(value, Table) else value if isinstance(value, str) else ""
+            words[name] = shown.strip() or "\n\n".join(f"{{figure: {one.name}}}" for one in drawn)
+        parts = (self.template or (PAGES / f"{self.bench}.md").read_text(encoding="utf-8")).split("\n---\n")
+        whole = [part.strip() for part in parts if all(words[name] for _, name in _PLACE.findall(part))]
+        filled = (_PLACE.sub(lambda place: "" if place[1] else words[place[2]], part) for part in whole)
+        return "\n\n".join(filled) + "\n", charts
+
+
+def sections() -> list[Section]:
+    """The section of every bench."""
+    return [Section(name, title, importlib.import_module(module).parts) for name, (title, module) in BENCHES.items()]
+
+
+def read_folder(folder: Path) -> tuple[list[Results], list[str]]:
+    """The results in a folder, in the order of the report, and for every other JSON file a line that says why not."""
+    results, unread, order = [], [], [*BENCHES, ""]
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results.append(Results.load(path))
+        except ConfigError as error:
+            unread.append(str(error))
+    return sorted(
+        results, key=lambda one: (order.index(one.bench if one.bench in order else ""), one.path.name)
+    ), unread
+
+
+Pair = tuple[Section, Results | None]
+
+
+def paired(results: Sequence[Results], known: Sequence[Section], *, whole: bool = True) -> list[Pair]:
+    """Each section with its results, ``whole``: or None, and results without a section with a plain one."""
+    pairs: list[Pair] = []
+    for section in known:
+        own = [one for one in results if one.bench == section.bench]
+        pairs += [(section, one) for one in own] or ([(section, None)] if whole else [])
+    names = {section.bench for section in known}
+    plain = lambda one: {"all": by_group(one.findings)}  # noqa: E731
+    others = [one for one in results if one.bench not in names]
+    return pairs + [(Section(one.bench, one.bench.capitalize(), plain, "{all}"), one) for one in others]
+
+
+# -- what is said of every file
+
+
+def title_of(section: Section, results: Results | None) -> str:
+    """The heading; a second file of one bench is told by its name."""
+    if results is None or results.path.stem == section.bench:
+        return section.title
+    return f"{section.title} ({results.path.name})"
+
+
+def machine_text(results: Results) -> str:
+    """What measured, in a line: the machine, this project with its commit, and versions."""
+    from cache_dit.report.machine import Machine
+
+    machine = dict(results.machine)
+    machine["versions"] = {k: v for k, v in (machine.get("versions") or {}).items() if k != "cache-dit"}
+    known = {one.name: machine.get(one.name) for one in fields(Machine)}
+    if any(known[name] is None for name in ("device", "system", "cores", "threads")):
+        return f"{results.made_by}; {', '.join(f'{name} {value}' for name, value in machine.items())}"
+    return f"{results.made_by}; {Machine(**known)}"
+
+
+def _duration(results: Results) -> str:
+    minutes = results.seconds / 60
+    if minutes < 2:
+        return f"{results.seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _setting(name: str, value: Any) -> str:
+    words = {None: "–", True: "yes", False: "no"}
+    values = value if isinstance(value, list) else [value]
+    if len(values) > 12 or any(isinstance(one, (list, Mapping)) for one in values):
+        return literal(f"{name} {len(values)} of them, in the file")
+    said = (words[one] if one is None or isinstance(one, bool) else str(one) for one in values)
+    return literal(f"{name} {', '.join(said)}")
+
+
+# -- Markdown
+
+
+def anchor(title: str) -> str:
+    """As the site makes it of a heading."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
+
+
+def overview(pairs: Sequence[Pair]) -> str:
+    """A line for each section, which links to it: how far it came, how many targets are reached, how long it took."""
+    lines = ["| what | command | state | targets reached | took |", "| --- | --- | --- | ---: | ---: |"]
+    for section, results in pairs:
+        title, state, reached, took = title_of(section, results), "not run", "", ""
+        if results is not None:
+            judged = [one.reached for one in results.findings if one.reached is not None]
+            state = ("" if results.finished else "not ") + "finished" + (", quick" if results.quick else "")
+            reached, took = f"{sum(judged)} of {len(judged)}" if judged else "", _duration(results)
+        cells = (f"[{literal(title)}](#{anchor(title)})", f"`cache-dit bench {section.bench}`", state, reached, took)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def section_markdown(section: Section, results: Results | None) -> tuple[str, dict[str, Chart]]:
+    """A section under its heading, with places of figures, and the charts that go there."""
+    title = f"## {literal(title_of(section, results))}\n"
+    command = f"```bash\ncache-dit bench {section.bench}\n```\n"
+    if results is None:
+        return f"{title}\n**Not run.**\n\n{command}", {}
+    warnings = ["A quick run: it shows that the bench works, and its numbers say nothing."] * results.quick
+    warnings += [f"The run was not finished; rows so far: {len(results.rows)}."] * (not results.finished)
+    text, charts = section.text(results)
+    parts = [title, f"*{literal(machine_text(results))}.*\n"]
+    parts += [f"**{literal(' '.join(warnings))}**\n"] if warnings else []
+    settings = "; ".join(_setting(*one) for one in flat_settings(results.settings))
+    return "\n".join([*parts, text, f"Settings: {settings}. Data: `{results.path.name}`.\n", command]), charts
+
+
+# -- HTML
 
 
 def save_report(
@@ -20,28 +185,19 @@ def save_report(
     results: Sequence[Results],
     *,
     unread: Iterable[str] = (),
-    known: Iterable[Section] | None = None,
+    known: Sequence[Section] | None = None,
     whole: bool = True,
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: the file; its folder is made.
-        results: what to show.
-        unread: lines on files that could not be read.
-        known: the benches' sections; None: all that there are.
-        whole: whether benches without results are told of.
-    """
+    """Write the page; ``unread``: lines on files that could not be read; ``whole``: also of benches without results."""
     pairs = paired(results, sections() if known is None else known, whole=whole)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(pairs, list(unread)), encoding="utf-8")
 
 
-def page(pairs: Sequence[tuple[Section, Results | None]], unread: Sequence[str] = ()) -> str:
+def page(pairs: Sequence[Pair], unread: Sequence[str] = ()) -> str:
     """The page's text."""
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    numbered = [(f"bench-{number}", section, results) for number, (section, results) in enumerate(pairs, start=1)]
-    shown = "\n".join(_section(anchor, section, results) for anchor, section, results in numbered)
+    shown = "\n".join(_section(number, *pair) for number, pair in enumerate(pairs, start=1))
     left_out = "".join(f'<p class="warning">Left out: {escape(line)}</p>\n' for line in unread)
     return f"""<!doctype html>
 <html lang="en">
@@ -49,16 +205,14 @@ def page(pairs: Sequence[tuple[Section, Results | None]], unread: Sequence[str] 
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>cache-dit: what was measured</title>
+<title>{OURS}: what was measured</title>
 <style>
 {css}</style>
 </head>
 <body>
 <main>
 <h1>What was measured</h1>
-<p class="lead">What the cache costs, what it saves, and what it does to pictures: each part with the machine that
-measured it and the command that repeats it.</p>
-{_overview(numbered)}
+{html(overview(pairs))}
 {left_out}{shown}
 </main>
 </body>
@@ -66,69 +220,39 @@ measured it and the command that repeats it.</p>
 """
 
 
-def _overview(numbered: Sequence[tuple[str, Section, Results | None]]) -> str:
-    heads = ("what", "state", "targets reached", "took")
-    rows = []
-    for anchor, section, results in numbered:
-        cells = (facts.status(results), facts.targets(results), facts.duration(results))
-        title = f'<a href="#{anchor}">{escape(facts.title(section, results))}</a>'
-        rows.append(f'<tr><th scope="row">{title}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>')
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return f"""<nav aria-label="Parts"><div class="scroll"><table class="overview"><thead><tr>{head}</tr></thead>
-<tbody>
-{chr(10).join(rows)}
-</tbody></table></div></nav>"""
-
-
-def _section(anchor: str, section: Section, results: Results | None) -> str:
-    heading = f'<section id="{anchor}">\n<h2>{escape(facts.title(section, results))}</h2>'
-    command = f"<code>{escape(section.repeat)}</code>"
-    if results is None:
-        return f'{heading}\n<p class="warning">Not run. To run it: {command}</p>\n</section>'
-    warning = facts.warning(results)
-    parts = [
-        heading,
-        f'<p class="small">{escape(facts.machine_text(results))}; took {facts.duration(results)}</p>',
-        f'<p class="warning">{escape(warning)}</p>' if warning else "",
-        _body(anchor, section, results),
-        _all_findings(results),
-        _settings(results),
-        f'<p class="repeat">To repeat it: {command}</p>',
-        "</section>",
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def _body(anchor: str, section: Section, results: Results) -> str:
-    """The section's text with its figures: in their places, or at the end."""
-    text = section.text(results)
-    drawn = {one.name: _figure(anchor, one) for one in section.figures(results)}
+def _section(number: int, section: Section, results: Results | None) -> str:
+    text, charts = section_markdown(section, results)
     pieces = FIGURE_PLACE.split(text)  # text, name, text, name, … text
-    made = [inline.html(pieces[0])]
+    made = [html(pieces[0])]
     for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-        made += [drawn.pop(name, ""), inline.html(piece)]
-    return "\n".join([*made, *drawn.values()])
+        drawing = picture(charts[name].figure(), f"bench-{number}-{name}", charts[name].alt)
+        made += [f'<figure><div class="scroll">{drawing}</div></figure>', html(piece)]
+    body = "\n".join(made).replace("<h2>", f'<h2 id="{anchor(title_of(section, results))}">', 1)
+    if results is not None and results.findings:
+        table = html(by_group(results.findings))
+        body += f"\n<details><summary>All {len(results.findings)} findings</summary>\n{table}\n</details>"
+    return f"<section>\n{body}\n</section>"
 
 
-def _figure(anchor: str, drawn: Drawn) -> str:
-    unique = Drawn(f"{anchor}-{drawn.name}", drawn.alt, drawn.figure)
-    return f'<figure><div class="scroll">{inline.picture(unique)}</div></figure>'
+def html(markdown: str) -> str:
+    """Markdown as HTML: tags in it are text, tables may be scrolled, and pictures, which would be loaded, are links."""
+    from markdown_it import MarkdownIt
+
+    made: str = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
+    return made.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
 
 
-def _all_findings(results: Results) -> str:
-    if not results.findings:
-        return ""
-    return _details(f"All {len(results.findings)} findings", inline.html(findings_by_group(results.findings)))
+def picture(figure: Figure, name: str, alt: str) -> str:
+    """A figure as an SVG element that follows the page's colours, and whose ids no other on the page has."""
+    from bench.report import style
 
-
-def _settings(results: Results) -> str:
-    rows = [("results", results.path.name), *facts.settings_rows(results)]
-    versions = results.machine.get("versions")
-    rows += [(f"version of {name}", str(version)) for name, version in (versions or {}).items()]
-    body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    table = f'<div class="scroll"><table class="settings"><tbody>{body}</tbody></table></div>'
-    return _details("Settings and versions", table)
-
-
-def _details(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>"
+    text = style.svg(figure)
+    text = re.sub(r"^.*?(?=<svg\b)|<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    for colour, variable in style.VARIABLES.items():
+        text = re.sub(rf"(?<=[:\s\"]){colour}\b", f"var({variable})", text)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    head = (
+        f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}pt">'
+    )
+    return re.sub(r"<svg\b[^>]*>", lambda _: head, text, count=1).replace("xlink:href", "href").strip()

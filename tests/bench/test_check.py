@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.application import main
+from bench.commands import main
 from bench.comparison import beyond_noise, compare
 from bench.findings import Finding
 from bench.results import Results
@@ -157,7 +157,7 @@ def test_json_holds_everything(files: tuple[str, str], capsys: pytest.CaptureFix
 def test_the_committed_file_is_found_by_the_benchs_name(
     files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.arguments.COMMITTED", tmp_path)
+    monkeypatch.setattr("bench.commands.COMMITTED", tmp_path)
     (tmp_path / "committed.json").rename(tmp_path / "overhead.json")
     assert main(["check", files[0]]) == 0
     assert "1 got worse" in capsys.readouterr().out

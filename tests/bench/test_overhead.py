@@ -1,249 +1,297 @@
-"""The benchmark of what the cache costs: that it measures what it says. Its times are not tested."""
+"""The bench of costs: that it measures what it says, of ours and beside peers. Its times are not tested."""
 
 import argparse
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import cache_dit.engine.state.measure
-from bench.commands.overhead import COMMAND
-from bench.common import ALWAYS, median_ratio, pairs_of, ratio_of_medians, static, twin
+from bench.commands import COMMANDS
+from bench.contenders import MEASURED, NOBODY, NOTHING, OURS, PLANNED
+from bench.cost import beside, ours
+from bench.cost.beside import COUNTED, MODELS, cases, findings_of
+from bench.cost.ours import GROUPS, QUICK, Variant, measure_variants
+from bench.cost.steps import ALWAYS, EFFICIENCY, NEVER, OVERHEAD, SKIPPED, half_mask, of_time, static, threshold
 from bench.findings import Finding
-from bench.overhead.common import QUICK, cached, half_mask
-from bench.overhead.groups import GROUPS
-from bench.overhead.groups.predictors import predictors
-from bench.overhead.speedups import speedups
-from bench.peers.cost import drifting, make_inputs, make_transformer, most_alive, with_blocks
-from bench.reads import counted, reads_per_step
+from bench.measures import Subject
+from bench.peers.client import PeerError
+from bench.peers.environment import VERSIONS, PeerUnavailableError
+from bench.report.page import Section
+from bench.results import Results
 from cache_dit.cli.arguments import UsageError
-from cache_dit.engine.state.history import History
 from cache_dit.errors import ConfigError
 
-TINY = replace(QUICK, runs=1)
+TINY = replace(QUICK, runs=1, calls=3)
+ALL = list(cases(MODELS, COUNTED, clock="processor", threads=1))
+SECTION = Section("overhead", "Costs", beside.parts)
 
 
 def run(*flags: str) -> int:
     """The command, without the report that follows it."""
+    command = next(one for one in COMMANDS if one.name == "overhead")
     parser = argparse.ArgumentParser()
-    COMMAND.add_arguments(parser)
-    return COMMAND.run(parser.parse_args(flags))
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(flags))
+
+
+# -- our own settings
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a quick run of all our own groups saves."""
-    path = tmp_path_factory.mktemp("bench") / "results" / "overhead.json"
-    assert run("--quick", "--runs", "1", "--out", str(path), "--only", *GROUPS) == 0
-    return json.loads(path.read_text(encoding="utf-8"))
+def found() -> dict[str, list[Finding]]:
+    """What two groups find; a quick run of all is slow."""
+    chosen = ("pruning", "python")
+    return {name: [Finding(**one) for one in ours._row(name, TINY)["findings"]] for name in chosen}
 
 
-def rows(saved: dict[str, Any], group: str, unit: str) -> dict[str, float]:
-    """The values of a group's rows of one unit, by name."""
-    found = (row for row in saved["findings"] if row["group"] == group and row["unit"] == unit)
-    return {row["name"]: row["value"] for row in found}
+def test_every_group_tells_finite_numbers_under_names_of_their_own(found: dict[str, list[Finding]]) -> None:
+    for name, findings in found.items():
+        assert findings
+        assert len({one.name for one in findings}) == len(findings)
+        assert all(one.group == name and math.isfinite(one.value) for one in findings)
+        assert all(one.low is None or one.low <= one.value <= one.high for one in findings)
 
 
-# -- the model and the comparison
+def test_what_does_not_depend_on_the_clock_reaches_its_targets(found: dict[str, list[Finding]]) -> None:
+    exact = [one for some in found.values() for one in some if one.unit in ("features", "reads") and one.target]
+    assert len(exact) == 6
+    assert [one.name for one in exact if not one.reached] == []
 
 
-def test_a_twin_shares_all_weights_and_no_module():
-    model = make_transformer(QUICK)
-    other = twin(model)
-    mine, others = (dict(m.named_parameters()) for m in (model, other))
-    assert all(mine[name] is others[name] for name in mine)
-    assert not set(model.modules()) & set(other.modules())
+def test_block_by_block_decisions_read_once_a_block_and_delayed_ones_once_a_step(
+    found: dict[str, list[Finding]],
+) -> None:
+    reads = {one.name.partition(", ")[2]: one.value for one in found["pruning"] if one.unit == "reads"}
+    assert reads == {
+        "DBPrune, nothing pruned, by block": 2,
+        "DBPrune, nothing pruned, by previous": 1,
+        "DBPrune, half of the blocks pruned, by block": 1,
+        "DBPrune, half of the blocks pruned, by previous": 1,
+    }
 
 
-@torch.inference_mode()
-def test_a_model_with_some_blocks_runs_these_and_the_rest():
-    model = make_transformer(QUICK)
-    ran: list[str] = []
-    hollow = with_blocks(model, [0, 2])  # of 1 + 2
-    for name, block in hollow.named_modules():
-        if name.endswith(("blocks.0", "blocks.1")):
-            block.register_forward_hook(lambda *_, name=name: ran.append(name))
-    hollow(**make_inputs(QUICK)[0])
-    assert ran == ["transformer_blocks.0", "single_transformer_blocks.0"]
-    kept = dict(hollow.single_transformer_blocks[0].named_parameters())
-    assert all(kept[name] is value for name, value in model.single_transformer_blocks[1].named_parameters())
-    assert len(model.single_transformer_blocks) == QUICK.single
+def test_the_ideal_speed_ups_are_those_of_the_blocks_that_ran(found: dict[str, list[Finding]]) -> None:
+    def ideal(group: str) -> list[float]:
+        return [one.details["ideal_by_blocks"] for one in found[group] if one.name.startswith(EFFICIENCY)]
+
+    # of 3 blocks one can be skipped: from the second step on, or, decided by the step before, from the third
+    assert ideal("pruning") == [18 / (18 - 5), 18 / (18 - 4)]
 
 
-def test_each_sample_of_a_batch_drifts_at_its_own_speed():
-    first, *_, last = (step["hidden_states"] for step in drifting(QUICK, [0.0, 1.0, 3.0]))
-    moved = (last - first).abs().mean((1, 2))
-    assert moved[0] == 0
-    assert 2 < moved[2] / moved[1] < 4
+@torch.no_grad()
+def test_samples_that_decide_for_themselves_run_fewer_blocks() -> None:
+    subject, variants = ours.batches(TINY)
+    found, row = measure_variants(subject, [replace(one, reads=None) for one in variants])
+    ran = {name.rpartition(" ")[2]: sum(blocks) for name, blocks in row["blocks"].items()}
+    assert ran["sample"] < ran["any"]
+    assert [one.details["ideal_by_blocks"] for one in found] == [ran["any"] / ran["mean"], ran["any"] / ran["sample"]]
 
 
-def test_ratios_are_of_pairs_and_of_medians():
-    pairs = [(2.0, 1.0), (30.0, 10.0), (8.0, 2.0)]
-    assert median_ratio(pairs) == 3.0
-    assert ratio_of_medians(pairs) == 4.0
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "kept"), [("memory", 7), ("predictors", 7)])
+def test_live_state_and_reads_are_as_expected_of_each_setting(name: str, kept: int) -> None:
+    subject, variants = ours.TABLES[name](replace(TINY, steps=12))
+    found, _ = measure_variants(subject, [replace(one, time=None, against=None) for one in variants])
+    held = [one for one in found if one.unit == "features"]
+    assert len(held) >= kept
+    assert [one.name for one in found if not one.reached] == []
+    if name == "predictors":
+        states = {one.name.rpartition(", ")[2]: one.value for one in held}
+        full = {"reuse": 1, "Taylor 1": 2, "Taylor 2": 3, "Newton 2": 3, "Hermite 2": 3, "FoCa": 4, "DMD 6": 6}
+        assert states == pytest.approx(full), "after so many steps each has all its snapshots"
 
 
-def test_pairs_are_of_the_same_run_and_step():
-    times = {"a": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "b": [[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]]}
-    assert pairs_of(times, "a", "b", [0, 2]) == [(1.0, 10.0), (3.0, 30.0), (4.0, 40.0), (6.0, 60.0)]
+@torch.no_grad()
+def test_a_policy_computes_all_and_then_half_of_the_steps() -> None:
+    subject, variants = ours.policies(TINY)
+    some = [replace(one, reads=None) for one in variants if one.time is not None]
+    _, row = measure_variants(subject, some)
+    for name, blocks in row["blocks"].items():
+        skipped = sum(ran < max(blocks) for ran in blocks)
+        assert skipped in ((2, 3) if "half" in name else (0,)), name
 
 
-@torch.inference_mode()
-def test_a_speed_up_is_told_as_a_share_of_both_ideals():
-    wrapped = cached(make_transformer(QUICK), QUICK, Fn_compute_blocks=1, **static(half_mask(QUICK)))
-    for arguments in make_inputs(QUICK):
-        wrapped(**arguments)
-    # every other of 6 steps skips 2 of 3 blocks: 9 + 3 of 18 calls run; a skipped step is timed at 0.6, its rest at 0.5
-    times = {"bare": [[1.0] * 6], "cached": [[1.0, 0.6] * 3], "rest": [[0.5] * 6]}
-    by_blocks, with_rest = speedups("half", times, wrapped, least=0.8)
-    assert by_blocks.details["steps_line"] == "FCFCFC"
-    assert by_blocks.details["ideal_by_blocks"] == 1.5
-    assert by_blocks.value == pytest.approx((6 / 4.8) / 1.5)
-    assert by_blocks.reached
-    assert with_rest.value == pytest.approx((6 / 4.8) / (6 / 4.5))
-
-
-def test_live_state_counts_what_is_really_alive():
-    class Keeps(torch.nn.Module):
-        kept: tuple[torch.Tensor, ...] = ()
-
-        def forward(self) -> None:
-            self.kept = (*self.kept[-1:], torch.zeros(1000))
-
-    assert most_alive(Keeps(), [{}] * 4) == 2 * 4000
-
-
-# -- reads
-
-
-def test_reads_are_counted_by_what_they_are_for_and_only_inside():
-    before = cache_dit.engine.state.measure.read_back
-    history = History(2)
-    history.append(0, torch.ones(3))
-    with counted() as count:
-        cache_dit.engine.state.measure.relative_l1(torch.ones(3), torch.zeros(3))
-        history.gram()
-        history.gram()  # what is known is not read again
-    assert count == {"decisions": 1, "predictions": 1}
-    assert cache_dit.engine.state.measure.read_back is before
-    cache_dit.engine.state.measure.relative_l1(torch.ones(3), torch.zeros(3))
-    assert sum(count.values()) == 2
-
-
-@torch.inference_mode()
+@torch.no_grad()
 @pytest.mark.parametrize(
-    ("options", "decisions"),
+    ("options", "reads"),
     [
-        (static(half_mask(QUICK)), [0] * 6),
-        ({"residual_diff_threshold": ALWAYS}, [0, 1, 1, 1, 1, 1]),
-        ({"residual_diff_threshold": ALWAYS, "max_continuous_cached_steps": 1}, [0, 1, 0, 1, 0, 1]),
+        (static(half_mask(6), 1), 0),
+        (threshold(ALWAYS), 5),
+        (threshold(ALWAYS, max_continuous_cached_steps=1), 3),
+        (threshold(NEVER), 5),
     ],
 )
-def test_a_measured_step_reads_once_and_a_planned_one_never(options: dict[str, Any], decisions: list[int]):
-    wrapped = cached(make_transformer(QUICK), QUICK, Fn_compute_blocks=1, **options)
-    found = reads_per_step(wrapped, make_inputs(QUICK))
-    assert found == {"decisions": decisions, "predictions": [0] * 6, "timesteps": [1] * 6, "checks": [1, 0, 0, 0, 0, 0]}
+def test_a_measured_step_reads_once_and_a_planned_one_never(options: dict[str, Any], reads: int) -> None:
+    ((finding,), _) = measure_variants(Subject.of(TINY), [Variant("x", options, reads="≤ 1")])
+    assert (finding.details["in_the_run"], finding.reached) == (reads, True)
 
 
-# -- what a run finds
+def test_a_speed_up_is_told_as_a_share_of_what_must_still_run() -> None:
+    # every other of 6 steps skips 2 of 3 blocks; a skipped step is timed at 0.6, and its rest at 0.5
+    times = {"bare": [[1.0] * 6], "cached": [[1.0, 0.6] * 3], "rest": [[0.5] * 6]}
+    row = {"times": times, "blocks": {"cached": [3, 1] * 3}, "rest": {"cached": "rest"}}
+    share, skipped = of_time(row, "cached", target="≥ 0.9")
+    assert share.value == pytest.approx(4.5 / 4.8)
+    assert (share.reached, share.details["steps_line"], share.details["ideal_by_blocks"]) == (True, "FCFCFC", 1.5)
+    assert share.details["measured_speedup"] == pytest.approx(6 / 4.8)
+    assert skipped.value == pytest.approx(0.6 / 0.5)
+    (overhead,) = of_time({**row, "blocks": {"cached": [3] * 6}}, "cached", target="≤ 0.5")
+    assert (overhead.name, overhead.reached) == (f"{OVERHEAD}, cached", False)
 
 
-def test_a_quick_run_saves_every_group_whole(saved: dict[str, Any]):
-    assert saved["machine"]["versions"]["torch"] == torch.__version__
-    assert saved["settings"]["model"]["hidden"] == QUICK.hidden
-    assert list(saved["rows"]) == [f"group/{group}" for group in GROUPS]
-    counts = {group: sum(row["group"] == group for row in saved["findings"]) for group in GROUPS}
-    assert counts == {
-        "core": 7,
-        "memory": 13,
-        "predictors": 21,
-        "sums": 12,
-        "policies": 15,
-        "pruning": 12,
-        "guidance": 11,
-        "batches": 6,
-        "demo": 5,
-        "python": 12,
+def test_python_is_told_by_step_and_by_block() -> None:
+    rows = {n: {"bare": [[1.0]], "x": [[1.0 + 0.5 + 0.25 * n]]} for n in (12, 112)}
+    assert ours.python_seconds(rows, "x") == pytest.approx((0.5, 0.25))
+
+
+# -- beside peers
+
+
+def row(measure: str, what: str, who: str, **told: Any) -> tuple[str, dict[str, Any]]:
+    """A row and its key."""
+    said = {"measure": measure, "what": what, "who": who, "model": "small", "apart": False}
+    return f"peers/{measure}/small/{what}/{who}", {**said, **told}
+
+
+def times(wrapped: float, blocks: list[int]) -> dict[str, Any]:
+    """A full step takes 1 second bare and ``wrapped`` with the cache, a skipped one 0.5 and a tenth."""
+    full = max(blocks)
+    steps = [wrapped if ran == full else 0.6 for ran in blocks]
+    by_model = {"bare": [1.0] * len(blocks), "wrapped": steps, "rest": [0.5] * len(blocks)}
+    rest = {"wrapped": "rest"} if min(blocks) < full else {}
+    return {"blocks": {"wrapped": blocks}, "rest": rest, "times": {name: [one] * 3 for name, one in by_model.items()}}
+
+
+def told(*rows: tuple[str, dict[str, Any]]) -> dict[tuple[str, str], Finding]:
+    """The findings of rows, by kind and contender."""
+    return {(one.details["kind"], one.details["who"]): one for one in findings_of(dict(rows))}
+
+
+def test_every_measurement_has_a_key_of_its_own() -> None:
+    assert len({case.key for case in ALL}) == len(ALL)
+
+
+def test_ours_and_the_packages_of_our_name_are_asked_for_the_same_and_only_these_run_elsewhere() -> None:
+    asked: dict[str, dict[str, Any]] = {}
+    for case in ALL:
+        asked.setdefault(case.who, {})[f"{case.measure}/{case.model}/{case.what}"] = case.arguments
+    for version in VERSIONS:
+        assert asked[f"cache-dit {version}"] == asked[OURS]
+    assert {case.who: case.version for case in ALL if case.version} == {f"cache-dit {one}": one for one in VERSIONS}
+
+
+def test_an_overhead_is_judged_by_its_size_and_by_every_peer() -> None:
+    ours_, low, high = (times(value, [6] * 4) for value in (1.005, 1.002, 1.02))
+    for others, reached in (([high], True), ([low, high], False), ([], True)):
+        rows = [row("time", NOTHING, f"peer {number}", **other) for number, other in enumerate(others)]
+        assert told(row("time", NOTHING, OURS, **ours_), *rows)[OVERHEAD, OURS].reached is reached
+    assert told(row("time", NOTHING, OURS, **times(1.02, [6] * 4)))[OVERHEAD, OURS].reached is False
+
+
+def test_a_planned_speed_up_of_ours_is_judged() -> None:
+    some = told(row("time", PLANNED, OURS, **times(1.0, [6, 1, 6, 1])), row("time", PLANNED, "x", **times(1, [6] * 4)))
+    assert some[EFFICIENCY, OURS].value == pytest.approx(3.0 / 3.2)
+    assert some[EFFICIENCY, OURS].reached is False
+    assert some[SKIPPED, OURS].value == pytest.approx(0.6 / 0.5)
+
+
+def test_live_state_is_compared_with_peers_of_the_same_algorithm_alone() -> None:
+    own = row("state", "reuse, planned", OURS, bytes=1008, feature_bytes=1000)
+    lite = row("state", "reuse, planned", "lite", bytes=10, feature_bytes=1000)
+    lite[1]["apart"] = True
+    for size, reached in ((1008, True), (2000, True), (900, False)):
+        peer = row("state", "reuse, planned", "peer", bytes=size, feature_bytes=1000)
+        finding = told(own, lite, peer)["live state", OURS]
+        assert (finding.reached, finding.details["best_peer"]) == (reached, "peer")
+    assert told(own, lite)["live state", OURS].reached is None
+
+
+def test_reads_of_the_model_itself_are_not_the_cache_s() -> None:
+    nothing = {"timestep_reads": [0, 0], "own_reads": [0, 0], "first_request": {}}
+    bare = row("reads", NOTHING, NOBODY, model_reads=[1, 1], **nothing)
+    some = told(bare, row("reads", MEASURED, OURS, model_reads=[1, 3], **nothing))
+    assert {key: (one.value, one.reached) for key, one in some.items()} == {("host reads in a step", OURS): (2, False)}
+
+
+def test_what_fails_under_the_compiler_is_a_finding_and_what_fails_elsewhere_is_none() -> None:
+    counts = {"breaks": 0, "graphs": 1, "graphs_by_request": [1], "recompiles": 0, "difference": None}
+    rows = [row("compile", PLANNED, OURS, error="RuntimeError: no", **counts), row("time", NOTHING, "x", error="ended")]
+    assert [(one.details["who"], one.reached) for one in findings_of(dict(rows))] == [(OURS, False)]
+
+
+class Elsewhere:
+    """Workers that answer by rule."""
+
+    def __init__(self, threads: int) -> None:
+        self.unavailable: dict[str, str] = {}
+
+    def __enter__(self) -> "Elsewhere":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, version: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if version == VERSIONS[0]:
+            raise PeerError("it ended\nlong story")
+        self.unavailable[version] = "no index"
+        raise PeerUnavailableError("no index")
+
+
+def test_a_peer_that_fails_leaves_a_row_and_one_that_is_not_there_leaves_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(beside, "Workers", Elsewhere)
+    monkeypatch.setattr(beside.measures, "run", lambda **given: {"given": given["measure"]})
+    results = Results.open(tmp_path / "overhead.json", "overhead", {})
+    some = [case for case in ALL if case.measure == "reads" and case.what == PLANNED]
+    assert beside.measure(results, QUICK, 1, some) == {VERSIONS[1]: "no index"}
+    kept = {one["who"]: one for one in results.rows.values()}
+    assert kept[OURS]["given"] == "reads"
+    assert kept[f"cache-dit {VERSIONS[0]}"]["error"] == "it ended"
+    assert f"cache-dit {VERSIONS[1]}" not in kept
+    monkeypatch.setattr(Elsewhere, "run", lambda self, version, arguments: {"given": "at last"})
+    monkeypatch.setattr(beside.measures, "run", lambda **given: pytest.fail("what is there is not measured again"))
+    beside.measure(results, QUICK, 1, some)
+    assert {one["given"] for one in results.rows.values() if one["who"] != OURS} >= {"at last"}
+
+
+def test_the_section_takes_whatever_is_there_and_calls_us_by_our_own_name(tmp_path: Path) -> None:
+    model = {"hidden": 64, "double": 1, "single": 2, "image_tokens": 8, "text_tokens": 4, "steps": 4, "runs": 1}
+    settings = {"model": model, "peers": {"small": model}, "threads": 1, "clock": "processor", "quick": True}
+    machine = {"versions": {"cache-dit": "2.0.0.dev0"}}
+    results = Results(tmp_path / "overhead.json", "overhead", settings, machine)
+    text, charts = SECTION.text(results)
+    assert "Beside peers\n\nA step" not in text
+    assert charts == {}
+    counts = {"breaks": 3, "graphs": 1, "graphs_by_request": [1, 0], "recompiles": 0, "error": None, "difference": 0.0}
+    results.rows |= {
+        "group/core": {"findings": [asdict(Finding("a row", 1.0, "×", group="core"))]},
+        **dict(
+            [
+                row("time", NOTHING, OURS, **times(1.005, [6] * 4)),
+                row("time", PLANNED, "peer", **times(1.0, [6, 1])),
+                row("time", MEASURED, "peer", error="it ended"),
+                row("state", "reuse, planned", OURS, bytes=1008, feature_bytes=1000),
+                row("compile", PLANNED, "peer", **counts),
+            ]
+        ),
     }
-    names = [row["name"] for row in saved["findings"]]
-    assert len(names) == len(set(names)) == sum(counts.values())
-    for row in saved["findings"]:
-        assert math.isfinite(row["value"])
-        assert (row["low"] is None) == (row["unit"] != "×")
-        assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
-
-
-def test_what_does_not_depend_on_the_clock_reaches_its_targets(saved: dict[str, Any]):
-    exact = [row for row in saved["findings"] if row["unit"] in ("features", "reads") and row["target"]]
-    assert len(exact) == 30
-    assert [row["name"] for row in exact if not row["reached"]] == []
-
-
-def test_the_ideal_speed_ups_are_those_of_the_blocks_that_ran(saved: dict[str, Any]):
-    ideal = {row["name"]: row["details"].get("ideal_by_blocks") for row in saved["findings"]}
-    core = [value for name, value in ideal.items() if "by blocks, Fn=" in name]
-    assert core == [2.0, 1.5]
-    branches = [value for name, value in ideal.items() if "by blocks, two branches" in name]
-    assert branches == [1.5, 2.0]
-    # of 3 blocks one can be skipped: from the second step on, or, decided by the step before, from the third
-    pruned = [value for name, value in ideal.items() if "by blocks, half of the blocks" in name]
-    assert pruned == [18 / (18 - 5), 18 / (18 - 4)]
-
-
-def test_snapshots_of_fewer_bytes_are_as_small_as_their_dtype(saved: dict[str, Any]):
-    held = [value for name, value in rows(saved, "memory", "features").items() if "kept as" in name]
-    assert held == pytest.approx([2, 1, 0.5], rel=0.01)
-
-
-def test_block_by_block_decisions_read_once_a_block_and_delayed_ones_once_a_step(saved: dict[str, Any]):
-    assert rows(saved, "pruning", "reads") == {
-        "host reads in a step, DBPrune by block, 2 blocks to decide": 2,
-        "host reads in a step, DBPrune by previous, 2 blocks to decide": 1,
-        "host reads in a step, DBPrune by block, 1 blocks to decide": 1,
-        "host reads in a step, DBPrune by previous, 1 blocks to decide": 1,
-    }
-
-
-def test_every_policy_computes_all_and_then_half_of_the_steps(saved: dict[str, Any]):
-    for row in saved["findings"]:
-        if row["group"] == "policies":
-            (line,) = row["details"]["steps_line"].values()
-            assert ("C" in line) == ("half" in row["name"])
-            assert line.count("C") in ((2, 3) if "half" in row["name"] else (0,))
-
-
-def test_samples_that_decide_for_themselves_run_fewer_blocks(saved: dict[str, Any]):
-    for group in ("batches", "demo"):
-        ran = rows(saved, group, "sample·blocks")
-        by_decision = {name.split(", ")[-1].partition(":")[0]: value for name, value in ran.items()}
-        assert by_decision["sample"] <= by_decision["any"]
-    details = {row["name"]: row["details"] for row in saved["findings"] if row["group"] == "batches"}
-    lines = details["batch of 8, sample: blocks run"]["steps_line"]
-    assert len(lines) == 8
-    assert len(set(lines.values())) > 1, "the samples are to differ"
-
-
-@torch.inference_mode()
-def test_predictors_are_timed_with_all_their_snapshots():
-    size = replace(TINY, steps=14)
-    found = {row.name: row for row in predictors(size)}
-    held = {name: found[f"live state, {name}"].value for name in ("reuse", "Taylor 1", "Taylor 2", "FoCa", "DMD 6")}
-    assert held == pytest.approx({"reuse": 1, "Taylor 1": 2, "Taylor 2": 3, "FoCa": 4, "DMD 6": 6})
-    reads = found["host reads in a step, DMD 6, static mask"].details["per_step"]
-    assert reads["decisions"] == [0] * 14
-    assert reads["predictions"] == [0, 2] * 7, "one for image and one for text, once they are new"
-
-
-def test_the_samples_that_findings_are_made_of_are_kept(saved: dict[str, Any]):
-    samples = {sample["what"]: sample["seconds"] for sample in saved["rows"]["group/core"]["samples"]}
-    times = samples["nothing cached"]
-    assert {len(row) for rows in times.values() for row in rows} == {QUICK.steps}
-    value = rows(saved, "core", "×")["wrapped ÷ bare, threshold 0"]
-    assert value == pytest.approx(median_ratio(pairs_of(times, "never", "bare")), rel=1e-3)
+    text, charts = SECTION.text(results)
+    for said in (
+        "| cache_dit (this project) 2.0.0.dev0 | 1.0050 × (1.0050 – 1.0050) |",
+        "| peer | 3 | 1 | 0 | 0 |",
+        "it ended",
+        "| a row | 1.0000 × |",
+    ):
+        assert said in text
+    assert "| ours" not in text
+    assert list(charts) == ["bench_overhead_time", "bench_overhead_state"]
 
 
 # -- the command
@@ -255,37 +303,51 @@ def two_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
 
     def group(name: str) -> Any:
-        def measured(size: Any) -> list[Finding]:
-            ran.append(name)
-            return [Finding(f"a {name}", 1.0, "×")]
+        return lambda size: (ran.append(name) or [Finding(f"a {name}", 1.0, "×")], {})
 
-        return measured
-
-    groups = {"first": group("first"), "second": group("second")}
-    monkeypatch.setattr("bench.overhead.run.GROUPS", groups)
-    monkeypatch.setattr("bench.overhead.run.NAMES", ("first", "second"))
+    monkeypatch.setattr(ours, "GROUPS", groups := {"first": group("first"), "second": group("second")})
+    monkeypatch.setattr(beside, "GROUPS", groups)
+    monkeypatch.setattr(beside, "measure", lambda *_: {"1.2.0": "no index\nat all"})
     return ran
 
 
-def test_a_run_goes_on_where_another_stood(two_groups: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_goes_on_where_another_stood(
+    two_groups: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "overhead.json"
     run("--quick", "--out", str(out), "--only", "second")
     assert two_groups == ["second"]
     run("--quick", "--out", str(out))
     assert two_groups == ["second", "first"]
-    found = json.loads(out.read_text(encoding="utf-8"))["findings"]
-    assert [(row["group"], row["name"]) for row in found] == [("first", "a first"), ("second", "a second")]
-    assert "a first" in capsys.readouterr().out
+    saved = json.loads(out.read_text(encoding="utf-8"))["findings"]
+    assert [(one["group"], one["name"]) for one in saved] == [("first", "a first"), ("second", "a second")]
+    printed = capsys.readouterr().out
+    assert "a first" in printed
+    assert "cache-dit 1.2.0 was not measured: no index\n" in printed
 
 
-def test_a_group_that_is_not_there_is_named(tmp_path: Path):
+def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no group is called 'cores': it is one of core, memory"):
         run("--quick", "--out", str(tmp_path / "overhead.json"), "--only", "cores")
 
 
-def test_results_of_another_number_of_runs_are_not_mixed(two_groups: list[str], tmp_path: Path):
+def test_results_of_another_number_of_runs_are_not_mixed(two_groups: list[str], tmp_path: Path) -> None:
     out = tmp_path / "overhead.json"
     run("--quick", "--out", str(out), "--runs", "1")
     with pytest.raises(ConfigError, match=r"model\.runs"):
         run("--quick", "--out", str(out), "--runs", "2")
     assert two_groups == ["first", "second"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_saves_every_group_and_every_case_that_needs_no_other_environment(tmp_path: Path) -> None:
+    out = tmp_path / "overhead.json"
+    assert run("--quick", "--runs", "1", "--out", str(out)) == 0
+    results = Results.load(out)
+    assert results.finished
+    assert {key.removeprefix("group/") for key in results.rows if key.startswith("group/")} == set(GROUPS)
+    assert len({(one.group, one.name) for one in results.findings}) == len(results.findings)
+    exact = [one for one in results.findings if one.unit in ("features", "reads") and one.target]
+    assert len(exact) > 50
+    assert [one.name for one in exact if not one.reached] == []
+    assert not [key for key, one in results.rows.items() if one.get("error")]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html.parser
 import re
-from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
+from rich.console import Console
 
-from bench.application import main
-from bench.findings import Finding, interval_text, value_text
-from bench.report import inline, style
-from bench.report.files import paired, read_folder, sections
-from bench.report.page import page, save_report
-from bench.report.section import Drawn, Section, findings_table, literal, markdown_table
+from bench.commands import main
+from bench.findings import Finding
+from bench.report import style
+from bench.report.page import Section, html, page, paired, read_folder, save_report, sections
+from bench.report.parts import Chart, Line, Panel, Table, findings_table
 from bench.results import Results
 from tools.docs import benchmarks
 
@@ -34,7 +32,7 @@ NASTY = "a|b <script>alert(1)</script> *c* _d_ `e` [f](javascript:g) &amp; \\h"
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
-class Reader(html.parser.HTMLParser):
+class Reader(HTMLParser):
     """Reads a page: checks that what opens closes, and keeps tags, attributes and text."""
 
     def __init__(self, text: str) -> None:
@@ -64,18 +62,15 @@ class Reader(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def drawings(results: Results) -> Iterator[Drawn]:
-    for name in ("first", "second"):
-        figure = plt.figure(figsize=(4, 2), layout="constrained")
-        axis = figure.subplots()
-        axis.plot([1, 2], [3, 4], "o-", color=style.COMPUTED, label="<i>ours</i>")
-        axis.set_xlabel(f"x of {name}")
-        axis.legend()
-        yield Drawn(f"weight_{name}", f'"{name}" & <all>', figure)
+def drawings() -> list[Chart]:
+    line = Line([1, 2], [3, 4], "<i>ours</i>", {"color": style.COMPUTED, "marker": "o"})
+    names = ("first", "second")
+    return [Chart(f"weight_{one}", f'"{one}" & <all>', [Panel(f"x of {one}", lines=[line])], 4, 2) for one in names]
 
 
-def section(name: str = "weight", text: str = "Weighed.\n\n{figure: weight_second}\n\nEnd.\n") -> Section:
-    return Section(name, f"Title of {name}", f"cache-dit bench {name}", lambda results: text, drawings)
+def section(name: str = "weight", text: str = "Weighed.\n\n---\n\n{second}\n\n---\n\nEnd.\n\n{first}\n") -> Section:
+    first, second = drawings()
+    return Section(name, f"Title of {name}", lambda results: {"first": first, "second": second, "nothing": ""}, text)
 
 
 def results(name: str = "weight", *, path: str | Path | None = None, quick: bool = False) -> Results:
@@ -100,9 +95,9 @@ def test_the_page_is_balanced_and_says_what_the_results_say() -> None:
 
 
 def test_names_with_markup_are_text() -> None:
-    reader = read((section(text=markdown_table(["x"], [[literal(NASTY)]])), results()), unread=("<file>.json",))
+    reader = read((section(text=Table(["x"], [[NASTY]]).markdown()), results()), unread=("<file>.json",))
     assert reader.text.count(NASTY) == 2  # the section's, and that of all findings
-    assert not {"script", "b", "i", "em", "file"} & {tag for tag, _ in reader.tags}
+    assert not {"script", "b", "i", "file"} & {tag for tag, _ in reader.tags}
     assert "<file>.json" in reader.text
 
 
@@ -145,7 +140,7 @@ def test_figures_have_words_and_follow_the_pages_colours() -> None:
         '"second" & <all>',
         '"first" & <all>',
     ]  # the one with a place first
-    assert [one["viewbox"] for one in figures] == ["0 0 288 144"] * 2
+    assert [one["viewbox"] for one in figures] == ["0 0 460.8 144"] * 2
     styles = " ".join(value or "" for _, attributes in reader.tags for value in attributes.values())
     assert "var(--computed)" in styles
     assert not re.search(r"#(2a6f97|1d1c1a|ffffff|000000)\b", styles)
@@ -160,7 +155,22 @@ def test_a_figure_stands_in_its_place() -> None:
 
 def test_what_was_not_run_is_said_with_its_command() -> None:
     reader = read((section("gpu"), None))
-    assert "Not run. To run it: cache-dit bench gpu" in reader.text
+    assert "Not run." in reader.text and "cache-dit bench gpu" in reader.text
+
+
+def test_a_part_of_a_page_that_has_nothing_to_show_is_left_out() -> None:
+    text, charts = section(text="A {?first}\n\n---\n\nB {nothing}\n\n---\n\nC {?nothing}").text(results())
+    assert text.split() == ["A"]
+    assert set(charts) == {"weight_first", "weight_second"}
+
+
+def test_a_table_prints_on_a_terminal_as_it_does_in_markdown() -> None:
+    table = findings_table([Finding(NASTY, 1.25, "×", 1.0, 1.5, "≤ 1", False, group="g")], grouped=True)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table.terminal())
+    for said in (NASTY, "1.2500 ×", "1.0000 – 1.5000", "≤ 1", "missed"):
+        assert said in captured.get()
 
 
 def test_quick_and_unfinished_results_are_told_as_such() -> None:
@@ -194,7 +204,7 @@ def test_benches_come_in_their_order_and_those_without_a_section_last() -> None:
 def test_a_bench_without_a_section_shows_its_findings() -> None:
     ((plain, odd),) = paired([results("odd")], [])
     assert odd is not None
-    assert NASTY in Reader(inline.html(plain.text(odd))).text
+    assert NASTY in Reader(html(plain.text(odd)[0])).text
 
 
 def test_a_folders_other_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +223,6 @@ def test_the_sections_of_the_benches_are_whole() -> None:
     found = sections()
     assert len({one.bench for one in found}) == len(found)
     for one in found:
-        assert one.repeat.startswith(f"cache-dit bench {one.bench}")
         assert one.title == one.title.strip() != ""
 
 
@@ -232,9 +241,9 @@ def test_the_report_of_one_file_is_silent_about_other_benches(tmp_path: Path) ->
 
 
 def test_a_table_of_findings_keeps_its_columns_whatever_the_names() -> None:
-    lines = findings_table([Finding(NASTY, 1, "|", 0, 2, "≤ 2", False)]).splitlines()
+    lines = findings_table([Finding(NASTY, 1, "|", 0, 2, "≤ 2", False)]).markdown().splitlines()
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [6, 6, 6]
-    assert NASTY in Reader(inline.html("\n".join(lines))).text
+    assert NASTY in Reader(html("\n".join(lines))).text
 
 
 @pytest.mark.parametrize(
@@ -248,11 +257,11 @@ def test_a_table_of_findings_keeps_its_columns_whatever_the_names() -> None:
     ],
 )
 def test_values_have_the_digits_of_their_unit(finding: Finding, value: str, interval: str) -> None:
-    assert (value_text(finding), interval_text(finding)) == (value, interval)
+    assert (finding.value_text, finding.interval_text) == (value, interval)
 
 
 def test_a_drawing_is_the_same_for_the_same_data() -> None:
-    first, second = ([style.svg(one.figure) for one in drawings(results())] for _ in range(2))
+    first, second = ([style.svg(one.figure()) for one in drawings()] for _ in range(2))
     assert first == second
     assert not re.search(r"\d{4}-\d\d-\d\dT|Matplotlib v", first[0])
 
@@ -276,7 +285,7 @@ def test_the_docs_page_links_the_figures_that_are_drawn(folder: Path, tmp_path: 
     assert linked == {file.stem for file in tmp_path.glob("*.svg")}
     assert len(linked) == 4
     assert "**Not run.**" in text
-    assert "[Title of weight (weight\\_2.json)](" not in text or "#title-of-weight-weight_2json" in text
+    assert "[Title of weight (weight_2.json)](#title-of-weight-weight_2json)" in text
 
 
 def test_the_docs_page_is_the_same_for_the_same_files(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cache_dit
+from bench.commands import COMMITTED
 from bench.findings import Finding
-from bench.results import Results, differences, machine_differences
+from bench.results import Results, commit_of, differences, machine_differences
 from cache_dit.errors import ConfigError
 
 SETTINGS = {"steps": 28, "model": {"hidden": 64}}
@@ -164,6 +168,41 @@ def test_findings_are_saved_and_go_when_a_row_is_added(path: Path) -> None:
     assert Results.load(path).finished
     results.add("b", {})
     assert not Results.load(path).finished
+
+
+def test_results_carry_the_commits_that_made_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for commit in ("abc1234", "abc1234", "def5678+"):
+        monkeypatch.setattr("bench.results.commit_of", lambda folder, commit=commit: commit)
+        opened(path).add(commit, {})
+    there = Results.load(path)
+    assert there.commits == ["abc1234", "def5678+"]
+    assert there.made_by.endswith("commit abc1234, commit def5678+")
+    assert there.made_by.startswith(f"cache_dit (this project) {cache_dit.__version__}")
+
+
+def test_a_commit_is_that_of_the_checkout_and_tells_whether_it_was_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        told = ("-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *arguments)
+        subprocess.run(["git", *told], check=True, capture_output=True)
+
+    assert commit_of(tmp_path) == ""
+    git("init")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "one")
+    clean = commit_of(tmp_path)
+    assert len(clean) == 7
+    (tmp_path / "src" / "a.py").write_text("2")
+    assert commit_of(tmp_path) == f"{clean}+"
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_load_and_name_their_commit_and_never_a_peers_version_as_ours(path: Path) -> None:
+    there = Results.load(path)
+    assert there.finished
+    assert re.fullmatch(r"cache_dit \(this project\).*, commit [0-9a-f]{7}", there.made_by)
+    assert "1.2.0" not in there.made_by
 
 
 def test_two_findings_of_one_name_are_refused(path: Path) -> None:

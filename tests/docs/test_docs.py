@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 import cache_dit
-from bench import commands
-from cache_dit.cli.application import all_commands
+from bench.commands import COMMANDS as BENCHES
 from cache_dit.models import record
 from tests.docs.pages import DOCS, PAGES, Block, blocks, setup_name, text
 from tests.docs.setups import SETUPS
@@ -93,7 +92,7 @@ def known_command(command: str) -> bool:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     known = [rf"make ({'|'.join(targets)})", r"pip install \S+", r"\.venv/bin/cache-dit demo .*"]
     known += [r"python -m tools\.docs\.figures.*", r"cache-dit plan .*"]
-    known += [rf"cache-dit bench {command.name}(?: .*)?" for command in all_commands(commands)]
+    known += [rf"cache-dit bench {command.name}(?: .*)?" for command in BENCHES]
     return any(re.fullmatch(pattern, command) for pattern in known)
 
 

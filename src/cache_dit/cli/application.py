@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import pkgutil
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from cache_dit.cli.arguments import Command, Parser, UsageError
@@ -100,15 +98,3 @@ def run_one(prog: str, description: str, found: Sequence[Command], arguments: Se
     except KeyboardInterrupt:
         print(f"{prog} {chosen.command}: interrupted", file=sys.stderr)
         return 130
-
-
-def all_commands(package: ModuleType) -> list[Command]:
-    """The subcommands of a package: a new file in it is found by itself.
-
-    Args:
-        package: each of its modules has a ``COMMAND``.
-    """
-    modules = [
-        importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
-    ]
-    return [module.COMMAND for module in modules]

@@ -15,7 +15,7 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: a file in ``cache_dit.cli.commands`` or ``bench/commands`` has one, under the name ``COMMAND``.
+    """A subcommand.
 
     Args:
         name: as it is typed.

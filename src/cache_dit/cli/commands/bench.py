@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``python -m bench`` of the repository in this process."""
-    if not (_ROOT / "bench" / "application.py").is_file() or not (_ROOT / "pyproject.toml").is_file():
+    if not (_ROOT / "bench" / "commands.py").is_file() or not (_ROOT / "pyproject.toml").is_file():
         raise MissingDependencyError(
             "the benches are part of cache-dit's repository, not of the installed package: clone the repository, "
             "pip install --editable '.[bench]' there, and run cache-dit bench again"
         )
     if str(_ROOT) not in sys.path:
         sys.path.insert(0, str(_ROOT))
-    status: int = importlib.import_module("bench.application").main(arguments.rest)
+    status: int = importlib.import_module("bench.commands").main(arguments.rest)
     return status

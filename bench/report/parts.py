@@ -1,0 +1,269 @@
+"""What a bench says: tables and charts. A table prints on a terminal and as Markdown, a chart becomes a figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.findings import Finding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table as RichTable
+
+PAGES = Path(__file__).parent.parent / "pages"
+#: How a marked cell looks on a terminal.
+_COLOURS = {
+    "reached": "green",
+    "missed": "red",
+    "misses": "red",
+    "reaches": "green",
+    "better": "green",
+    "worse": "red",
+    "moved": "yellow",
+}
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A cell that stands out: bold in Markdown where ``strong``, coloured by its first word on a terminal."""
+
+    text: str
+    strong: bool = True
+
+
+Cell = str | Marked
+
+
+@dataclass
+class Table:
+    """Words in the first ``left`` columns, numbers in the others; cells are plain text, whatever they hold.
+
+    Args:
+        heads: of the columns.
+        rows: the cells; a row of one cell is a heading among them (terminal alone).
+        left: columns of words.
+        title: for a terminal.
+    """
+
+    heads: Sequence[str]
+    rows: list[Sequence[Cell]]
+    left: int = 1
+    title: str = ""
+
+    def markdown(self) -> str:
+        """As Markdown; nothing where there is no row."""
+        if not self.rows:
+            return ""
+        rule = ["---"] * self.left + ["---:"] * (len(self.heads) - self.left)
+        lines = [list(self.heads), rule, *([_markdown(cell) for cell in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def terminal(self) -> RichTable:
+        """For ``rich``."""
+        from rich.markup import escape
+        from rich.table import Table as RichTable
+
+        shown = RichTable(title=escape(self.title), title_justify="left")
+        for place, head in enumerate(self.heads):
+            shown.add_column(head, justify="left" if place < self.left else "right", overflow="fold")
+        for row in self.rows:
+            if len(row) == 1:
+                shown.add_section()
+                shown.add_row(f"[bold]{escape(_text(row[0]))}[/]")
+            else:
+                shown.add_row(*(_coloured(cell) for cell in row))
+        return shown
+
+
+def _text(cell: Cell) -> str:
+    return cell.text if isinstance(cell, Marked) else cell
+
+
+def _markdown(cell: Cell) -> str:
+    text = literal(_text(cell)).replace("|", "\\|").replace("\n", " ")
+    return f"**{text}**" if isinstance(cell, Marked) and cell.strong and text else text
+
+
+def _coloured(cell: Cell) -> str:
+    from rich.markup import escape
+
+    lines = []
+    for line in _text(cell).splitlines() if isinstance(cell, Marked) else ():
+        colour = _COLOURS.get(line.partition(" ")[0].rstrip("s"), "") or _COLOURS.get(line.partition(" ")[0], "bold")
+        lines.append(f"[{colour}]{escape(line)}[/]")
+    return "\n".join(lines) if lines else escape(_text(cell))
+
+
+def literal(text: str) -> str:
+    """Text as Markdown that shows just this."""
+    return re.sub(r"([\\`*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def findings_table(findings: Iterable[Finding], title: str = "", *, grouped: bool = False) -> Table:
+    """Findings: value, interval, target, and whether it is reached; ``grouped``: under their groups' names."""
+    rows: list[Sequence[Cell]] = []
+    for group, some in groupby(findings, key=lambda one: one.group):
+        rows += [(group,)] if grouped else []
+        for one in some:
+            judged = "" if one.reached is None else "reached" if one.reached else "missed"
+            mark = Marked(judged, strong=judged == "missed")
+            rows.append((one.name, one.value_text, one.interval_text, one.target, mark))
+    return Table(("what", "value", "95 % interval", "target", ""), rows, title=title)
+
+
+def by_group(
+    findings: Iterable[Finding], *, before: Mapping[str, str] | None = None, after: Mapping[str, str] | None = None
+) -> str:
+    """Findings as Markdown: a table for each group, under its name."""
+    parts = []
+    for group, some in groupby(findings, key=lambda one: one.group):
+        heading = f"### {literal(group[:1].upper() + group[1:])}\n" if group else ""
+        table = findings_table(some).markdown()
+        parts += [heading, (before or {}).get(group, ""), table, (after or {}).get(group, "")]
+    return "\n".join(part for part in parts if part)
+
+
+def pivot(findings: Iterable[Finding], columns: str, names: Mapping[str, str]) -> Table:
+    """A line for each contender and a column for each value of a detail."""
+    cells: dict[str, dict[str, str]] = {}
+    heads: dict[str, None] = {}
+    for one in findings:
+        heads[one.details[columns]] = None
+        between = one.interval_text
+        text = f"{one.value_text} ({between})" if between else one.value_text
+        cells.setdefault(one.details["who"], {})[one.details[columns]] = text
+    rows = [[names.get(who, who), *(own.get(head, "–") for head in heads)] for who, own in cells.items()]
+    return Table(("", *heads), rows)
+
+
+# -- charts
+
+
+@dataclass
+class Line:
+    """Points in a panel, joined or not; ``style``: as matplotlib's ``plot`` takes it; ``words``: beside the points."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+    label: str = ""
+    style: dict[str, Any] = field(default_factory=dict)
+    words: Sequence[str] = ()
+
+
+@dataclass
+class Bar:
+    """A value and the ends of its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    ours: bool = False
+
+
+@dataclass
+class Panel:
+    """Lines over something, or bars.
+
+    Args:
+        xlabel, ylabel, title: in words.
+        lines, bars: what is drawn.
+        log: the logarithmic axes, e.g. ``"xy"``.
+        ticks: those of the x axis, with their labels.
+        digits: of the bars' values.
+    """
+
+    xlabel: str
+    ylabel: str = ""
+    title: str = ""
+    lines: list[Line] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
+    log: str = ""
+    ticks: Mapping[float, str] = field(default_factory=dict)
+    digits: int = 1
+
+
+@dataclass
+class Chart:
+    """Panels beside each other.
+
+    Args:
+        name: of its file, without an ending; no other figure of any bench has it. Letters, digits and ``_``.
+        alt: what it shows, for those who do not see it.
+        panels: two in a row where there are bars.
+        width, height: of a panel, in inches.
+    """
+
+    name: str
+    alt: str
+    panels: list[Panel]
+    width: float = 5.2
+    height: float = 4.0
+
+    def figure(self) -> Figure:
+        """Drawn, by the look of `bench.report.style`."""
+        from matplotlib.figure import Figure
+
+        import bench.report.style  # noqa: F401 - the look
+
+        columns = min(2, len(self.panels))
+        lines = -(-len(self.panels) // columns)
+        legend = 2.4 * any(line.label for panel in self.panels for line in panel.lines)
+        figure = Figure(figsize=(self.width * columns + legend, self.height * lines), layout="constrained")
+        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for axes, panel in zip(grid, self.panels, strict=False):
+            _draw(axes, panel)
+        for axes in grid[len(self.panels) :]:
+            axes.set_visible(False)
+        if legend:
+            handles = {
+                label: one for axes in figure.axes for one, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        return figure
+
+
+#: What a place of a page holds; nothing: the part around it is left out.
+Part = str | Table | Chart | Sequence[Chart] | None
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    from bench.report.style import SOFT
+
+    axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    for line in panel.lines:
+        axes.plot(line.xs, line.ys, label=line.label or "_", **line.style)
+        for word, x, y in zip(line.words, line.xs, line.ys, strict=False):
+            axes.annotate(word, (x, y), textcoords="offset points", xytext=(6, -8), fontsize=8, color=SOFT)
+    if "x" in panel.log:
+        axes.set_xscale("log")
+    if "y" in panel.log:
+        axes.set_yscale("log")
+    if panel.ticks:
+        axes.set_xticks(list(panel.ticks), list(panel.ticks.values()))
+    if panel.log:
+        axes.minorticks_off()
+    if panel.bars:
+        _draw_bars(axes, panel)
+
+
+def _draw_bars(axes: Axes, panel: Panel) -> None:
+    from bench.report.style import COMPUTED, INK, SOFT
+
+    values = [bar.value for bar in panel.bars]
+    sides = [[bar.value - bar.low for bar in panel.bars], [bar.high - bar.value for bar in panel.bars]]
+    colours = [COMPUTED if bar.ours else SOFT for bar in panel.bars]
+    labels = [bar.label for bar in panel.bars]
+    drawn = axes.barh(labels, values, color=colours, height=0.62, xerr=sides, error_kw={"lw": 0.8, "ecolor": INK})
+    shown = [f"{value:.{panel.digits}f}" for value in values]
+    axes.bar_label(drawn, shown, padding=4, fontsize=8, color=INK)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.grid(axis="y", visible=False)
