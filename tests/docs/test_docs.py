@@ -22,6 +22,15 @@ ROOT = DOCS.parent
 #: Blocks that cannot run in a test, by page; everything else does.
 NOT_RUN = {"quick_start.md": 1, "cache/memory.md": 1}
 
+#: A page that makes real plans takes as long as a quarter of all others.
+SLOW = {"plan.md"}
+
+RUN = [
+    pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
+    for page in PAGES
+    if blocks(page) and setup_name(page) != "stand_ins"
+]
+
 _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
@@ -67,7 +76,7 @@ def same_text(printed: str, shown: str) -> bool:
     return all(float(one) == pytest.approx(float(other), rel=0.05, abs=0.002) for one, other in pairs)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and setup_name(page) != "stand_ins"])
+@pytest.mark.parametrize("page", RUN)
 def test_the_blocks_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record, "_records", dict(record._records))  # a page may register a model of its own

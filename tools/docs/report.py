@@ -85,17 +85,15 @@ def figure(name: str, folder: Path) -> str:
 
 
 def _conditions(conditions: dict[str, Any]) -> str:
-    torch = conditions["torch"].split("+")[0]
     return (
-        f"Measured on {conditions['model']}: {len(conditions['prompts'])} prompts, {conditions['steps']} steps, seed "
-        f"{conditions['seed']}, guidance {conditions['guidance']} or none, {conditions['dtype']}, CPU; "
-        f"torch {torch}, diffusers {conditions['diffusers']}."
+        f"On {conditions['model']}: {len(conditions['prompts'])} prompts, {conditions['steps']} steps, guidance "
+        f"{conditions['guidance']} or none."
     )
 
 
 _RIGHT = (
-    "Right: closeness to the uncached picture (PSNR, median over the prompts; a thin line ends at the worst) over the "
-    "ideal speed-up, with guidance and without; grey: no cache, fewer steps."
+    "Right: PSNR to the uncached picture (median; a thin line ends at the worst prompt) over the ideal speed-up, with "
+    "guidance and without; grey: fewer steps."
 )
 
 
@@ -104,13 +102,10 @@ def study_text(name: str) -> str:
     from tools.docs.studies import STUDIES
 
     study, data = STUDIES[name], load(name)
-    left = "Left: the steps of the first prompt with guidance, tall computed, low cached."
+    left = "Left: the steps of the first prompt, tall computed, low cached."
     if study.value:
         traced = data["cases"][study.traced]["label"]
-        left = (
-            f"Left: {study.value} at each step of the first prompt, {traced}; below, the steps of all settings, tall "
-        )
-        left += "computed, low cached; with guidance."
+        left = f"Left: {study.value} at each step of the first prompt, {traced}; below, the steps of all settings."
     return f"{study.shows} {left} {_RIGHT}\n\n{_table(data['cases'], 'setting')}"
 
 
@@ -120,8 +115,7 @@ def predictor_text(name: str) -> str:
     found = data["predictors"][name]
     caption = (
         f"{found['label']} over static masks with Fn=0 that compute 4 steps, then one of 2, 3, 4 or 5, and the last. "
-        "Left: the relative L1 error of single predictions of what all blocks add, from the true values at the "
-        f"computed steps of one of these masks, on an uncached run of the first prompt with guidance. {_RIGHT}"
+        f"Left: the relative L1 error of single predictions from true values, on an uncached run. {_RIGHT}"
     )
     return f"{caption}\n\n{_table(found['cases'], 'computed')}"
 
@@ -129,10 +123,9 @@ def predictor_text(name: str) -> str:
 def comparison_text(data: dict[str, Any]) -> str:
     """Caption and table of all predictors together."""
     caption = (
-        "PSNR against the uncached picture (median over the prompts, dB) over the ideal speed-up: all predictors with "
-        "the same static masks, which compute 4 steps, then one of 2, 3, 4 or 5, and the last; Fn=0; grey: no cache, "
-        "fewer steps. In the table, with guidance | without. State: the most that snapshots held, in multiples of what "
-        "reuse holds."
+        "PSNR to the uncached picture (median, dB) over the ideal speed-up, all predictors over the same static masks "
+        "with Fn=0: 4 computed steps, then one of 2, 3, 4 or 5, and the last; grey: fewer steps. In the table, with "
+        "guidance | without. State: what snapshots held at most, in multiples of what reuse holds."
     )
     all_found = list(data["predictors"].values())
     unit = all_found[0]["cases"][0]["guided"]["peak_bytes"]
@@ -151,8 +144,8 @@ def change_text(baseline: dict[str, Any]) -> str:
     """Caption of how the residual moves."""
     changes = baseline["residual_changes"]
     return (
-        "How much what all blocks together add to the hidden states changes from one step to the next (relative L1), "
-        "on an uncached run of the first prompt with guidance: "
+        "By how much what all blocks add to the hidden states changes from one step to the next (relative L1), on an "
+        "uncached run of the first prompt: "
         f"between {min(changes) * 100:.0f} and {max(changes) * 100:.0f} %."
     )
 

@@ -117,7 +117,7 @@ class Inspection:
         if not self.fitting:
             return "\n".join([*lines, _NOTHING])
         chosen = [listed.name for listed in self._chosen(())]
-        lines += ["Write (and check it: with the same inputs at every step, skipped steps give the same output):"]
+        lines += ["Write (and check it: with the same inputs at every step, cached steps give the same output):"]
         lines += [f"    {self.line()}"]
         others = [listed.name for listed in self.fitting if listed.name not in chosen]
         if others:
