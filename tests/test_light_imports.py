@@ -81,7 +81,7 @@ def typed_names() -> dict[str, str]:
     block = next(node for node in tree.body if isinstance(node, ast.If))
     found = {}
     for statement in block.body:
-        if isinstance(statement, ast.ImportFrom):
+        if isinstance(statement, ast.ImportFrom) and statement.module != "cache_dit":  # whose are modules
             found.update(dict.fromkeys((alias.name for alias in statement.names), statement.module))
         for target in getattr(statement, "targets", ()):
             found.update(dict.fromkeys((name.id for name in ast.walk(target) if isinstance(name, ast.Name)), ""))

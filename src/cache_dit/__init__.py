@@ -3,13 +3,22 @@
 ``import cache_dit`` is light: what a name needs, torch and diffusers among it, is imported when the name is asked for.
 """
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 import cache_dit.compat as _compat  # noqa: F401 - what old import paths need, light
 from cache_dit.lazy import lazy_names as _lazy_names
 from cache_dit.version import REFERENCE_API, __version__, version_tuple
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
+    from cache_dit import caching as caching
+    from cache_dit import config as config
+    from cache_dit import demo as demo
+    from cache_dit import engine as engine
+    from cache_dit import errors as errors
+    from cache_dit import logger as logger
+    from cache_dit import metrics as metrics
+    from cache_dit import models as models
+    from cache_dit import planning as planning
     from cache_dit.api import (
         disable_cache,
         enable_cache,
