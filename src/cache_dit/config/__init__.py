@@ -1,4 +1,7 @@
-"""What a user asks for: dataclasses that check what they are given, and files of them. No torch in here."""
+"""What a user asks for, in three stages: a dataclass, laid over another (`modifier.overlay`), checked once as a whole.
+
+Files and flat names (`loading`, `section`, `options`) end in the same dataclasses. No torch in here.
+"""
 
 from cache_dit.config.cache import BasicCacheConfig, CacheType, DBCacheConfig, block_range, cache_type
 from cache_dit.config.calibrator import (

@@ -218,7 +218,7 @@ class SparseConfig:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """A configuration with these fields, and None in all others; checked once, unlike the defaults updated.
+        """A configuration with these fields, and None in all others.
 
         Raises:
             ConfigError: an unknown name or a value that cannot work.

@@ -160,7 +160,7 @@ def _built(cls: type[_Config], section: Section, names: Mapping[str, str], *, sp
         if value is None:
             continue
         with section.naming(key):
-            cls().reset(**{**known, field: value})
+            cls.of({**known, field: value})
         options[field] = value
         if field in ("num_inference_steps", "steps_computation_mask"):
             known[field] = value
