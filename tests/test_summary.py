@@ -329,6 +329,12 @@ def test_the_settings_told_are_those_that_act(which: str) -> None:
     assert first.removeprefix("cache_dit: blocks: ").split(", ") == told
 
 
+def test_what_a_plan_decides_is_not_told_as_a_setting() -> None:
+    config = DBCacheConfig(plan="plan.json", cache_dtype="bfloat16")
+    text = report(CacheStats("blocks", {"cache_config": config, "calibrator_config": TaylorSeerCalibratorConfig()}))
+    assert text == "cache_dit: blocks: DBCache, by a plan, cache_dtype=bfloat16\n"
+
+
 def test_the_calibrator_is_told_as_the_call_that_makes_it() -> None:
     text = report(stats_of(ran(static("FCFCFC"), TaylorSeerCalibratorConfig(taylorseer_order=2))))
     assert "predicted by TaylorSeerCalibratorConfig(taylorseer_order=2)" in text
