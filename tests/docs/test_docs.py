@@ -100,7 +100,7 @@ def known_command(command: str) -> bool:
     """Whether a command that is shown is a target of the Makefile, or one of ours."""
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     known = [rf"make ({'|'.join(targets)})", r"pip install \S+", r"\.venv/bin/cache-dit demo .*"]
-    known += [r"python -m tools\.docs\.figures.*", r"cache-dit plan .*"]
+    known += [r"python -m tools\.docs\.figures.*", r"cache-dit plan .*", "cache-dit env"]
     known += [rf"cache-dit bench {command.name}(?: .*)?" for command in BENCHES]
     return any(re.fullmatch(pattern, command) for pattern in known)
 

@@ -40,3 +40,11 @@ def test_every_formula_is_mathml(site: Path) -> None:
     contents = [page.read_text(encoding="utf-8") for page in site.rglob("*.html")]
     assert sum(content.count("<math ") for content in contents) > 10
     assert not any("arithmatex" in content for content in contents)
+
+
+def test_the_search_box_works_from_disk(site: Path) -> None:
+    """There a browser neither fetches the index nor makes a worker: both are scripts of the site instead."""
+    assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = {")
+    assert (site / "iframe-worker.js").exists()
+    for page in site.rglob("*.html"):
+        assert re.search(r'<script src="[./]*iframe-worker.js">', page.read_text(encoding="utf-8")), page
