@@ -18,8 +18,6 @@ from cache_dit.cli.application import COMMANDS
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "rich", "yaml")
 #: Processor time of `--help`, of which the start of Python is the most; the modules that it takes are counted too.
 SECONDS, MODULES = 1.0, 200
-#: The benches have a program of their own below the package's.
-OWN = [command.name for command in COMMANDS if not command.passes_on]
 
 
 def child(code: str) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def test_configurations_are_made_without_torch() -> None:
     assert child(code)["heavy"] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in OWN)])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command.name, "--help"] for command in COMMANDS)])
 def test_help_loads_nothing_heavy_and_is_there_at_once(arguments: list[str]) -> None:
     code = f"""
 import contextlib
