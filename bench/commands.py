@@ -330,7 +330,6 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_MINUTES = whole_number(1, 1440)
 _LIST = "print the names and do nothing"
 _DEFAULT = "(default %(default)s)"
 COMMANDS: tuple[Command, ...] = (

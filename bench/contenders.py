@@ -24,15 +24,10 @@ ORDERS = {"reuse": None, "Taylor 1": 1, "Taylor 2": 2}
 
 @dataclass(frozen=True)
 class Contender:
-    """A cache, and its options by what is asked for; what it cannot do is not there.
+    """A cache, by what method of ``bench.measures.by_name``, and its options by what is asked for.
 
-    Args:
-        name: in rows and tables.
-        owner: whose it is.
-        method: as for ``bench.measures.by_name``.
-        version: of its own environment; None: it runs in this process.
-        options: of runs of so many steps, by the algorithm's name.
-        apart: the algorithms that are not those of the others: shown, and not compared.
+    What it cannot do is not there; ``version``: of its own environment; ``apart``: the algorithms that are not those of
+    the others: shown, and not compared.
     """
 
     name: str

@@ -136,14 +136,8 @@ class Subject:
 def time_of(subject: Subject, caches: Mapping[str, PutOn | None], *, watched: Any = iter) -> Row:
     """Seconds of each step, in turn: bare, with each cache, and of models that have only the blocks that one runs.
 
-    Args:
-        subject: what is measured.
-        caches: by name; None: another instance of the bare model.
-        watched: sees the numbers of the runs go by, for a progress bar.
-
-    Returns:
-        ``times``; and by cache ``blocks``, the calls of blocks in each step, and ``rest``, the model that has only what
-        is never skipped, where anything is.
+    The row has the ``times``; and by cache the calls of ``blocks`` in each step, and, where anything is skipped, the
+    model that has only the ``rest``. A cache that is None is another instance of the bare model.
     """
     bare, steps = subject.model, len(subject.inputs)
     models, row, ends = {"bare": bare}, {"times": {}, "blocks": {}, "rest": {}}, []
@@ -246,19 +240,13 @@ def run(
     way: str = "whole model",
     threads: int = 1,
 ) -> Row:
-    """Measure one thing; what comes in and goes out is plain data.
+    """Measure ``"time"``, ``"state"``, ``"reads"`` or ``"compile"``; what comes in and goes out is plain data.
 
     Args:
-        measure: ``"time"``, ``"state"``, ``"reads"`` or ``"compile"``.
+        measure: which of them.
         size: the fields of a ``Size``.
         method, options: as for ``by_name``; None: no cache, for reads and compiling.
-        runs: for times, beside the one that warms up.
-        clock: of the times.
-        way: for compiling, one of ``WAYS``.
-        threads: that torch computes with.
-
-    Raises:
-        ValueError: there is no such measure, or it needs a method.
+        runs, clock: of times; ``way``: of compiling; ``threads``: that torch computes with.
     """
     subject = Subject.of(Size(**size), clock, runs)
     put_on = None if method is None else by_name(method, options or {})

@@ -51,16 +51,9 @@ WHOLE = "whole model"
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement of one contender.
+    """One measurement of one contender: arguments of ``bench.measures.run``, here or in a version's own environment.
 
-    Args:
-        measure: as for ``bench.measures.run``.
-        what: the algorithm, by a name that all share who run it.
-        who: the contender.
-        model: the model's name.
-        arguments: of ``run``.
-        version: of the peer's own environment; None: measured in this process.
-        apart: does what others do not; shown, and not compared.
+    ``what``: the algorithm, by a name that all share who run it; ``apart``: shown, and not compared.
     """
 
     measure: str

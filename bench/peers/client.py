@@ -26,13 +26,7 @@ class PeerError(CacheDitError, RuntimeError):
 
 
 class Peer:
-    """A worker process, asked through a pipe of its own; a context manager.
-
-    Args:
-        python: the interpreter of its environment.
-        threads: threads that it computes with.
-        timeout: seconds that an answer may take where a request does not say.
-    """
+    """A worker process in an interpreter's environment, asked through a pipe of its own; a context manager."""
 
     def __init__(self, python: str | os.PathLike[str], *, threads: int = 1, timeout: float = 120.0) -> None:
         self.timeout = timeout

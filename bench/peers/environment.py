@@ -35,12 +35,7 @@ class PeerUnavailableError(CacheDitError, RuntimeError):
 
 @dataclass(frozen=True)
 class Environment:
-    """The environment of one version of the peer.
-
-    Args:
-        version: a version of ``cache-dit`` on PyPI.
-        folder: where the environments lie, one folder for each version.
-    """
+    """The environment of one version of ``cache-dit`` on PyPI, in a folder of its own below ``folder``."""
 
     version: str
     folder: Path = FOLDER

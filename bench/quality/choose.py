@@ -87,14 +87,9 @@ def difference(
 
 @dataclass(frozen=True)
 class Entry:
-    """A method at a budget.
+    """A method at a budget, a speed-up by work: the setting that was chosen, its row of the search, and its result.
 
-    Args:
-        method, owner, family: as the method says.
-        budget: the speed-up by work that was asked for.
-        parameters: the setting that was chosen.
-        search: its row of the search.
-        result: its row on the held-out pictures, or None while there is none.
+    The result is on the held-out pictures, and None while there is none.
     """
 
     method: str

@@ -40,14 +40,7 @@ class Picture:
 
 @dataclass
 class Drawing:
-    """One picture by one setting.
-
-    Args:
-        pixels: (64, 64, 3) float32 in 0 … 1.
-        seconds: of the pipeline's call; the cache is put on and taken off outside of it.
-        work: multiply-adds that were executed inside the blocks; None where they were not counted.
-        blocks: block calls that ran; None where they were not counted.
-    """
+    """One picture, the seconds of the pipeline's call, and multiply-adds and calls of blocks, if they were counted."""
 
     pixels: Pixels
     seconds: float

@@ -228,16 +228,9 @@ def done(jobs: Iterable[Job], setup: Setup, processes: int) -> Iterator[tuple[Jo
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """What is measured: which methods, at which speed-ups by work, on which pictures, with how many candidates of each.
 
-    Args:
-        methods: those that are run, by name.
-        setup: of all drawings.
-        budgets: speed-ups by work.
-        search, held_out: the pictures of either.
-        candidates: the most of each method.
-        processes: that draw at a time.
-        timed: how many captions are timed, and how often each.
+    ``timed``: how many captions are timed, and how often each.
     """
 
     methods: dict[str, Method]

@@ -44,11 +44,7 @@ Cell = str | Marked
 class Table:
     """Words in the first ``left`` columns, numbers in the others; cells are plain text, whatever they hold.
 
-    Args:
-        heads: of the columns.
-        rows: the cells; a row of one cell is a heading among them (terminal alone).
-        left: columns of words.
-        title: for a terminal.
+    A row of one cell is a heading among the others, for a terminal, as the title is.
     """
 
     heads: Sequence[str]
@@ -169,15 +165,7 @@ class Bar:
 
 @dataclass
 class Panel:
-    """Lines over something, or bars.
-
-    Args:
-        xlabel, ylabel, title: in words.
-        lines, bars: what is drawn.
-        log: the logarithmic axes, e.g. ``"xy"``.
-        ticks: those of the x axis, with their labels.
-        digits: of the bars' values.
-    """
+    """Lines over something, or bars; ``log``: the logarithmic axes, e.g. ``"xy"``; ``digits``: of the bars' values."""
 
     xlabel: str
     ylabel: str = ""
@@ -191,14 +179,7 @@ class Panel:
 
 @dataclass
 class Chart:
-    """Panels beside each other.
-
-    Args:
-        name: of its file, without an ending; no other figure of any bench has it. Letters, digits and ``_``.
-        alt: what it shows, for those who do not see it.
-        panels: two in a row where there are bars.
-        width, height: of a panel, in inches.
-    """
+    """Panels, two in a row: the name of the file, which no other figure has, and what it shows, in words."""
 
     name: str
     alt: str

@@ -66,7 +66,7 @@ def test_every_setting_of_ours_can_be_put_on_and_leaves_nothing_behind(context: 
     for name, method in HERE.items():
         if method.owner == "ours":
             method.prepare(context)
-            for parameters in method.settings(STEPS)[::5]:
+            for parameters in method.settings(STEPS)[::14]:
                 with method.put_on(context, parameters):
                     pass
             assert [type(module) for module in pipe.transformer.modules()] == before, name
