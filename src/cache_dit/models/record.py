@@ -81,7 +81,7 @@ class ModelRecord:
     def adapter(self, transformers: list[torch.nn.Module], pipe: Any = None) -> BlockAdapter:
         """The description of these transformers, all of this family."""
         described = [self._lists(transformer) for transformer in transformers]
-        split = self.split_variable is not None and not getattr(ENV, self.split_variable)
+        chains = [blocks.chain for blocks, _ in described[0]]
         return BlockAdapter(
             pipe=pipe,
             transformer=list(transformers),
@@ -90,7 +90,7 @@ class ModelRecord:
             forward_pattern=[[blocks.pattern for blocks, _ in lists] for lists in described],
             stream_names=[blocks.streams for lists in described for blocks, _ in lists],
             has_separate_cfg=self.separate_cfg,
-            merge=False if split else [blocks.chain for blocks, _ in described[0]],
+            merge=chains if self.split_variable is None or getattr(ENV, self.split_variable) else False,
             join=self.join,
             interleave=self.interleave,
             long_skip=self.long_skip,
@@ -144,7 +144,7 @@ def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer: what a user registered, else by its record, or None."""
-    own = registry.find(pipe_or_module)
+    own = registry.find(pipe_or_module) if registry.registered else None
     return recorded_adapter(pipe_or_module) if own is None else own.describe(pipe_or_module)
 
 

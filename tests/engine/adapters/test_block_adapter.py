@@ -389,6 +389,14 @@ def test_a_part_of_the_wrong_kind_is_refused(described: dict[str, Any], message:
         cache_dit.enable_cache(BlockAdapter(**parts), DBCacheConfig(Fn_compute_blocks=1))
 
 
+def test_lists_that_take_turns_are_of_one_length() -> None:
+    model = Toy("0", (3, 2))
+    adapter = BlockAdapter(transformer=model, blocks=model.lists, forward_pattern=P0, merge=True, interleave=True)
+    with pytest.raises(ConfigError, match=r"interleave=True with lists of \[3, 2\] blocks: pass lists of one length"):
+        cache_dit.enable_cache(adapter, DBCacheConfig(Fn_compute_blocks=1))
+    assert not BlockAdapter.check_block_adapter(adapter)
+
+
 def test_an_adapter_is_checked_without_being_changed() -> None:
     model = Toy("0", (3, 3))
     adapter = model.adapter()

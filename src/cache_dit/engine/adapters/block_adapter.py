@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -270,9 +270,8 @@ class BlockAdapter:
         """Whether an adapter has all its parts, and its blocks are called as their patterns say; changes nothing."""
         try:
             for target in copy.copy(adapter).targets():
-                for blocks in (blocks for chain in target.chains for blocks in chain.lists):
-                    for block in blocks.blocks:
-                        blocks.call_of(block, strict=True)
+                for chain in target.chains:
+                    replace(chain, strict=True).calls()
         except CacheDitError:
             return False
         return True

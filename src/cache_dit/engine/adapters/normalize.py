@@ -52,21 +52,6 @@ class BlockList:
     pattern: ForwardPattern
     streams: tuple[str, str] = (HIDDEN, ENCODER)
 
-    def call_of(self, block: torch.nn.Module, *, strict: bool) -> BlockIO:
-        """How one of them is called.
-
-        Raises:
-            PatternMismatchError: if it lacks an argument that the pattern reads.
-            ConfigError: if the pattern is none.
-        """
-        if not isinstance(self.pattern, ForwardPattern):
-            raise ConfigError(
-                f"forward_pattern={self.pattern!r} is no ForwardPattern: pass ForwardPattern.Pattern_0 … 5"
-            )
-        inner = getattr(block, "_orig_mod", block)  # a compiled block: its wrapper's forward says nothing
-        hidden, encoder = self.streams
-        return BlockIO(type(inner), self.pattern, hidden=hidden, encoder=encoder, strict=strict)
-
 
 @dataclass(frozen=True)
 class ChainSpec:
@@ -80,9 +65,16 @@ class ChainSpec:
     long_skip: bool = False
 
     def ordered(self) -> list[tuple[int, torch.nn.Module]]:
-        """Its blocks in call order, each with the index of its list."""
+        """Its blocks in call order, each with the index of its list.
+
+        Raises:
+            ConfigError: if lists that take turns differ in length.
+        """
         if not self.interleave:
             return [(index, block) for index, listed in enumerate(self.lists) for block in listed.blocks]
+        lengths = [len(listed.blocks) for listed in self.lists]
+        if len(set(lengths)) > 1:
+            raise ConfigError(f"interleave=True with lists of {lengths} blocks: pass lists of one length")
         rounds = zip(*(listed.blocks for listed in self.lists), strict=True)
         return [(index, block) for blocks in rounds for index, block in enumerate(blocks)]
 
@@ -96,10 +88,16 @@ class ChainSpec:
         known: dict[tuple[int, type], BlockIO] = {}
         found = []
         for index, block in self.ordered():
-            key = (index, type(getattr(block, "_orig_mod", block)))
-            if key not in known:
-                known[key] = self.lists[index].call_of(block, strict=self.strict)
-            found.append((index, block, known[key]))
+            listed = self.lists[index]
+            if not isinstance(listed.pattern, ForwardPattern):
+                raise ConfigError(
+                    f"forward_pattern={listed.pattern!r} is no ForwardPattern: pass ForwardPattern.Pattern_0 … 5"
+                )
+            inner = type(getattr(block, "_orig_mod", block))  # a compiled block: its wrapper's forward says nothing
+            if (index, inner) not in known:
+                hidden, encoder = listed.streams
+                known[index, inner] = BlockIO(inner, listed.pattern, hidden=hidden, encoder=encoder, strict=self.strict)
+            found.append((index, block, known[index, inner]))
         return found
 
     @property

@@ -53,13 +53,14 @@ def build_state(
     _refuse_repeated(chain for chain, _ in chains)
     for spec, (_, options) in zip(target.chains[1:], chains[1:], strict=True):
         _refuse_differing(spec, options, chains[0][1])
+    idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
     module = getattr(target.transformer, "_orig_mod", target.transformer)
     state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
+    state.idle = idle
     state.configure(state.options, scheduler)
     for options in state.options:
         if scheduler is not None and options.cache.policy_calibration is not None:
             options.cache.policy_calibration.check(scheduler=type(scheduler).__name__)
-    state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
     return state
 
 

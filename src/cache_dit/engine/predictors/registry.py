@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from cache_dit.config.base import bad_value, check_registration, unknown_key
@@ -77,31 +78,29 @@ def make_predictor(config: CalibratorConfig | None, *, encoder: bool = False) ->
     return made
 
 
-def _factory(make: Callable[..., Predictor], *keys: str) -> PredictorFactory:
-    """A factory that calls `make` with the configuration's arguments, of which it knows `keys`."""
+def _factory(make: Callable[..., Predictor], **names: str) -> PredictorFactory:
+    """A factory that calls `make` with the configuration's arguments, which are known by these names of its own."""
 
     def factory(config: CalibratorConfig) -> Predictor:
-        given = {key: value for key, value in config.to_kwargs().items() if value is not None}
-        for key in given:
-            if key not in keys:
-                raise unknown_key(key, keys, where=f"calibrator_kwargs of {config.calibrator_type}")
+        given = {}
+        for key, value in config.to_kwargs().items():
+            if value is not None:
+                if key not in names:
+                    raise unknown_key(key, names, where=f"calibrator_kwargs of {config.calibrator_type}")
+                given[names[key]] = value
         return make(**given)
 
     return factory
 
 
-def _taylorseer(n_derivatives: int = 1, damping: float = 1.0) -> Predictor:
-    return taylor(n_derivatives, damping)
-
-
-def _newton(order: int = 2) -> Predictor:
-    return taylor(order)
-
+_DMD = {name: name for name in ("history", "rank", "ridge", "svd_precision")}
 
 register_predictor(
-    name="taylorseer", factory=_factory(_taylorseer, "n_derivatives", "damping"), coordinates=COORDINATES
+    name="taylorseer",
+    factory=_factory(partial(taylor, order=1), n_derivatives="order", damping="damping"),
+    coordinates=COORDINATES,
 )
-register_predictor(name="newton", factory=_factory(_newton, "order"), coordinates=COORDINATES)
-register_predictor(name="hermite", factory=_factory(hermite, "order", "scale"))
+register_predictor(name="newton", factory=_factory(partial(taylor, order=2), order="order"), coordinates=COORDINATES)
+register_predictor(name="hermite", factory=_factory(hermite, order="order", scale="scale"))
 register_predictor(name="foca", factory=_factory(foca))
-register_predictor(name="dmd", factory=_factory(dmd, "history", "rank", "ridge", "svd_precision"))
+register_predictor(name="dmd", factory=_factory(dmd, **_DMD))
