@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest test-cpus lint types format bench docs clean
+.PHONY: help setup demo test test-all test-oldest test-cpus test-pythons lint types format bench docs clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-oldest: ## models and engine under the oldest diffusers that is supported, 
 
 test-cpus: $(READY) ## the tests that compare results of kernels, as on other processors (slow)
 	PYTHON=$(BIN)/python .ci/cpus $(ARGS)
+
+test-pythons: ## what can be tested on Python 3.10 and 3.13, in environments of their own (slow)
+	.ci/pythons
 
 lint: $(READY) ## ruff: format and rules, changes nothing
 	$(BIN)/ruff format --check .

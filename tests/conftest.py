@@ -15,8 +15,8 @@ from types import CodeType, FunctionType
 
 import pytest
 import torch
-from hypothesis import settings
 
+from tests.kit import repeatable  # noqa: F401
 from tests.kit.rounding import round_by_shape
 
 # The models are tiny: a second thread costs more than it gives. ``make test-cpus`` asks for two.
@@ -24,12 +24,6 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 if os.environ.get("CACHE_DIT_TESTS_ROUND_BY_SHAPE"):  # ``make test-cpus``
     round_by_shape()
-
-# The same examples in every run, so that a failure belongs to the change at hand.
-# HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_report_header() -> str:

@@ -20,4 +20,4 @@ def round_by_shape() -> None:
         noise = torch.cos(places * output[..., 0].numel())
         return (output * (1 + ROUNDINGS * torch.finfo(wide).eps * noise)).to(output.dtype)
 
-    torch.nn.functional.linear = linear
+    torch.nn.functional.linear = torch.jit.ignore(linear)  # code that is scripted calls it too
