@@ -23,7 +23,7 @@ Enabled = Callable[[torch.nn.Module], torch.nn.Module]
 
 
 def make_transformer() -> FluxTransformer2DModel:
-    """Two blocks of each kind, the same weights each time: one in front, then the first, an inner and the last to skip."""
+    """Two blocks of each kind, always the same: one in front, then the first, an inner and the last to skip."""
     torch.manual_seed(0)
     return FluxTransformer2DModel(
         in_channels=4,

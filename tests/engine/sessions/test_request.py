@@ -862,7 +862,7 @@ def test_opening_refreshing_and_closing_one_takes_the_same_time_however_many_are
             state_of(model).session(cache_dit.session(number))
         best = math.inf
         for _ in range(5):
-            begun = time.perf_counter()
+            begun = time.process_time()
             for number in range(40):
                 handle = cache_dit.session(("new", number))
                 walk = Walk(model, handle, steps=1)
@@ -871,7 +871,7 @@ def test_opening_refreshing_and_closing_one_takes_the_same_time_however_many_are
                 walk.at = 0
                 walk.step()
                 handle.close()
-            best = min(best, time.perf_counter() - begun)
+            best = min(best, time.process_time() - begun)
         assert len(state_of(model).sessions) == open_ones
         return best
 
