@@ -29,8 +29,8 @@ from cache_dit.api import parse_extra_modules
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import same
 from tests.kit.tiny_flux import tiny_pipeline
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import Toy, denoise, dynamic, frozen_run, line, lines, loop, static, stream_inputs
-from tests.models.tiny import tiny
 
 
 def classes(model: nn.Module) -> list[type]:

@@ -17,6 +17,7 @@ from cache_dit.engine.policies import reasons
 from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.subclass import state_of
 from cache_dit.summary import quantile, report, steps_line
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import (
     TEXT,
     TOKENS,
@@ -31,7 +32,6 @@ from tests.kit.toys import (
     static,
     stream_inputs,
 )
-from tests.models.tiny import tiny
 
 FEATURE = (TOKENS + TEXT) * WIDTH * 4
 """Bytes of one feature: image and text tokens times width."""

@@ -36,8 +36,8 @@ from cache_dit.errors import PatternMismatchError, SessionError
 from cache_dit.logger import init_logger, logging_rank_0
 from cache_dit.utils import is_diffusers_at_least_0_3_5, maybe_empty_cache, print_tensor
 from tests.kit.equality import close
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import Toy, frozen_run, normal, static, stream_inputs
-from tests.models.tiny import tiny
 
 # -- descriptions by class name
 

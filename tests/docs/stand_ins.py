@@ -13,9 +13,9 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.loaders import QwenImageLoraLoaderMixin
 
+from tests.kit.row import TEXT, normal
 from tests.kit.tiny_flux import embeddings, tiny_pipeline, tiny_vae, tiny_wan
-from tests.models.row import TEXT, normal
-from tests.models.tiny import tiny
+from tests.kit.tiny_models import tiny
 
 _NO_TEXT = dict.fromkeys(("tokenizer", "text_encoder"))
 

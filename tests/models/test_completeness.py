@@ -19,7 +19,7 @@ from cache_dit import UnsupportedModelError
 from cache_dit.models import record_of
 from cache_dit.models.record import _records
 from cache_dit.models.unsupported import UNSUPPORTED, refusal_of
-from tests.models.row import HEADS
+from tests.kit.row import HEADS
 
 
 def models_of(package: ModuleType) -> set[str]:

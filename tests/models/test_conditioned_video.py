@@ -11,19 +11,20 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.kit.equality import close, same
-from tests.kit.toys import counted, dynamic, lines, static
-from tests.models.claims import (
+from tests.kit.claims import (
+    LINE,
     Variant,
     another_condition_is_obeyed_at_once,
+    call,
     moving,
     repeated,
     samples_decide_for_themselves,
     skipped_steps_give_the_true_output,
 )
-from tests.models.row import normal
-from tests.models.test_families import LINE, call
-from tests.models.tiny import inputs, tiny
+from tests.kit.equality import close, same
+from tests.kit.row import normal
+from tests.kit.tiny_models import inputs, tiny
+from tests.kit.toys import counted, dynamic, lines, static
 
 CLASSES = [
     "AllegroTransformer3DModel",

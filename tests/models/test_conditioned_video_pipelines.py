@@ -12,12 +12,12 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit.engine.sessions.call_reader import CallReader
+from tests.kit.claims import blocks_of
 from tests.kit.equality import same
+from tests.kit.row import TEXT, normal
 from tests.kit.tiny_flux import tiny_vae
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import counted, dynamic, lines, static
-from tests.models.row import TEXT, normal
-from tests.models.test_families import blocks_of
-from tests.models.tiny import tiny
 
 LINE = "FFCCFC"
 

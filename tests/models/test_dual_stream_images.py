@@ -10,12 +10,11 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
+from tests.kit.claims import LINE, ONE_BRANCH, blocks_of, once, repeated, samples_decide_for_themselves
 from tests.kit.equality import close, unlike
+from tests.kit.row import TEXT, normal
+from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import counted, dynamic, lines, static
-from tests.models.claims import once, repeated, samples_decide_for_themselves
-from tests.models.row import TEXT, normal
-from tests.models.test_families import LINE, ONE_BRANCH, blocks_of
-from tests.models.tiny import inputs, tiny
 
 DUAL = [
     "AuraFlowTransformer2DModel",

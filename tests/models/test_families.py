@@ -1,9 +1,9 @@
-"""Every family with a record, on a tiny random transformer: a new family is one row in `tiny.TINY`."""
+"""Every family with a record, on a tiny random transformer: a new family is one row in `tests/kit/families`."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import diffusers
@@ -14,42 +14,14 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import BlockAdapter, ConfigError, DBPruneConfig, ForwardPattern, TaylorSeerCalibratorConfig
-from cache_dit.models import adapter_of, record_of
+from cache_dit.models import record_of
 from cache_dit.models.record import _records
+from tests.kit.claims import LINE, ONE_BRANCH, blocks_of, call, frozen, run
 from tests.kit.equality import close, same
+from tests.kit.tiny_models import TINY, inputs, tiny
 from tests.kit.toys import counted, dynamic, lines, loop, static
-from tests.models.tiny import TINY, inputs, tiny
 
-LINE = "FFCCFC"
 FAMILIES = list(TINY)
-
-#: Unnamed calls are all of one branch: the tests call a transformer once per step.
-ONE_BRANCH: dict[str, Any] = {"enable_separate_cfg": False}
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """A family's blocks in call order."""
-    return [block for chain in adapter_of(model).targets()[0].chains for _, block in chain.ordered()]
-
-
-def call(model: nn.Module, given: dict[str, Any]) -> Tensor:
-    """One call of a transformer."""
-    asks = "return_dict" in inspect.signature(type(model).forward).parameters
-    output = model(**given, return_dict=False) if asks else model(**given)
-    output = output if isinstance(output, Tensor) else output[0]
-    return torch.stack(output) if isinstance(output, list) else output
-
-
-@torch.no_grad()
-def run(model: nn.Module, timesteps: Sequence[float], **shape: Any) -> list[Tensor]:
-    """One call for each timestep."""
-    name = next(cls.__name__ for cls in type(model).__mro__ if cls.__name__ in TINY)
-    return [call(model, inputs(name, timestep=timestep, **shape)) for timestep in timesteps]
-
-
-def frozen(model: nn.Module) -> list[Tensor]:
-    """As many calls as ``LINE`` has steps, all of them the same."""
-    return run(model, [0.6] * len(LINE))
 
 
 class Family(NamedTuple):

@@ -12,8 +12,8 @@ from diffusers import FluxControlPipeline, FluxFillPipeline, FluxKontextPipeline
 
 import cache_dit
 from tests.kit.tiny_flux import embeddings, tiny_pipeline
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import lines, static
-from tests.models.tiny import tiny
 
 SIZE = 16
 STEPS = 6

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import cache_dit
 from tests.kit.equality import same
+from tests.kit.row import TEXT, normal
 from tests.kit.tiny_flux import tiny_vae
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import dynamic, lines, static
-from tests.models.row import TEXT, normal
-from tests.models.tiny import tiny
 
 LINE = "FFCCFC"
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import cache_dit
+from tests.kit.claims import LINE, ONE_BRANCH
 from tests.kit.equality import close, same, unlike
+from tests.kit.row import normal
+from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import counted, dynamic, lines, loop, static
-from tests.models.row import normal
-from tests.models.test_families import LINE, ONE_BRANCH
 from tests.models.test_single_stream_images import CONFIGS, VARIANTS, made, once, repeated
-from tests.models.tiny import inputs, tiny
 
 # -- keys and values that are kept
 

@@ -13,10 +13,10 @@ import cache_dit
 from cache_dit.caching import block_adapters
 from cache_dit.models import record_of, table
 from cache_dit.models.record import records
+from tests.kit.claims import LINE, blocks_of, run
 from tests.kit.equality import close
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import static
-from tests.models.test_families import LINE, blocks_of, run
-from tests.models.tiny import tiny
 
 REFERENCE = re.findall(
     r"\w+",

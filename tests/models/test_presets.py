@@ -13,9 +13,9 @@ from cache_dit.caching.block_adapters import flux2_adapter, wan_adapter
 from cache_dit.engine.subclass import state_of
 from cache_dit.models import Preset
 from cache_dit.models.record import records
+from tests.kit.claims import blocks_of, run
+from tests.kit.tiny_models import TINY, tiny
 from tests.kit.toys import counted, lines
-from tests.models.test_families import blocks_of, run
-from tests.models.tiny import TINY, tiny
 
 ALL = [(record, name) for record in records() for name in record.all_presets()]
 

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.kit.equality import close, same, unlike
-from tests.kit.toys import counted, dynamic, lines, loop, static
-from tests.models.claims import (
+from tests.kit.claims import (
+    LINE,
+    ONE_BRANCH,
     Variant,
     another_condition_is_obeyed_at_once,
+    blocks_of,
     once,
     repeated,
     samples_decide_for_themselves,
     skipped_steps_give_the_true_output,
 )
-from tests.models.row import TEXT, normal
-from tests.models.test_families import LINE, ONE_BRANCH, blocks_of
-from tests.models.tiny import inputs, tiny
+from tests.kit.equality import close, same, unlike
+from tests.kit.row import TEXT, normal
+from tests.kit.tiny_models import inputs, tiny
+from tests.kit.toys import counted, dynamic, lines, loop, static
 
 BATCHED = [
     "Flux3Transformer2DModel",

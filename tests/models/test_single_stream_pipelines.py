@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 import cache_dit
+from tests.kit.claims import blocks_of
 from tests.kit.equality import same
+from tests.kit.row import TEXT, normal
+from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import counted, dynamic, lines, static
-from tests.models.row import TEXT, normal
 from tests.models.test_conditioned_video_pipelines import FLOW, LINE, SHIFTED, Made, generate, wan_vae
-from tests.models.test_families import blocks_of
-from tests.models.tiny import inputs, tiny
 
 # a scheduler of diffusers, with numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,21 +10,24 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import ConfigError
-from tests.kit.equality import close, same, unlike
-from tests.kit.toys import counted, dynamic, lines, static
-from tests.models.claims import (
+from tests.kit.claims import (
+    LINE,
+    ONE_BRANCH,
     Variant,
     another_condition_is_obeyed_at_once,
+    blocks_of,
+    call,
     moving,
     once,
     repeated,
     samples_decide_for_themselves,
     skipped_steps_give_the_true_output,
 )
-from tests.models.row import TEXT, normal
+from tests.kit.equality import close, same, unlike
+from tests.kit.row import TEXT, normal
+from tests.kit.tiny_models import inputs, tiny
+from tests.kit.toys import counted, dynamic, lines, static
 from tests.models.test_conditioned_video import CONFIGS, alone
-from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
-from tests.models.tiny import inputs, tiny
 
 #: Those whose blocks have the batch as their first dimension, and no key-value cache.
 CLASSES = [

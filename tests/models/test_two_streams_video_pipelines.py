@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 import cache_dit
+from tests.kit.claims import blocks_of
 from tests.kit.equality import same
+from tests.kit.row import TEXT, normal
 from tests.kit.toys import counted, dynamic, lines, static
-from tests.models.row import TEXT, normal
 from tests.models.test_conditioned_video_pipelines import (
     FLOW,
     LINE,
@@ -26,7 +27,6 @@ from tests.models.test_conditioned_video_pipelines import (
     prompts,
     wan_vae,
 )
-from tests.models.test_families import blocks_of
 
 UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 

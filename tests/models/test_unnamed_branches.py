@@ -10,20 +10,23 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBPruneConfig
-from tests.kit.equality import close, same
-from tests.kit.toys import counted, dynamic, lines, loop, static
-from tests.models.claims import (
+from tests.kit.claims import (
+    LINE,
+    ONE_BRANCH,
     Variant,
     another_condition_is_obeyed_at_once,
+    blocks_of,
+    call,
     moving,
     repeated,
     samples_decide_for_themselves,
     skipped_steps_give_the_true_output,
 )
-from tests.models.row import normal
+from tests.kit.equality import close, same
+from tests.kit.row import normal
+from tests.kit.tiny_models import inputs, tiny
+from tests.kit.toys import counted, dynamic, lines, loop, static
 from tests.models.test_conditioned_video import alone
-from tests.models.test_families import LINE, ONE_BRANCH, blocks_of, call
-from tests.models.tiny import inputs, tiny
 
 CLASSES = [
     "AceStepTransformer1DModel",

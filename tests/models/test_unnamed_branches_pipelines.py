@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import cache_dit
 from tests.kit.equality import same
+from tests.kit.row import TEXT, normal
 from tests.kit.tiny_flux import tiny_vae
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import dynamic, lines, static
-from tests.models.row import TEXT, normal
 from tests.models.test_unnamed_branches import VARIANTS
-from tests.models.tiny import tiny
 
 # of diffusers of its own parts, and of one of its schedulers with numpy 2
 pytestmark = [

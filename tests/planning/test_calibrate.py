@@ -29,8 +29,8 @@ from tests.kit.tiny_flux import (
     tiny_sd3_pipeline,
     tiny_wan_pipeline,
 )
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import Toy, denoise, line, lines, loop
-from tests.models.tiny import tiny
 
 POLICIES = ("magcache", "teacache")
 

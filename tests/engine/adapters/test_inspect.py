@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import BlockAdapter, ConfigError, ForwardPattern, Inspection, UnsupportedModelError
 from cache_dit.models import adapter_of
+from tests.kit.claims import run
 from tests.kit.equality import close
+from tests.kit.tiny_models import TINY, inputs, tiny
 from tests.kit.toys import (
     FORMS,
     TEXT,
@@ -32,8 +34,6 @@ from tests.kit.toys import (
     static,
     stream_inputs,
 )
-from tests.models.test_families import run
-from tests.models.tiny import TINY, inputs, tiny
 
 P = ForwardPattern
 LINE = "FFCCFC"

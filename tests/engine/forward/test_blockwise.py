@@ -35,6 +35,7 @@ from cache_dit.engine.state.snapshots import Past
 from cache_dit.engine.subclass import state_of
 from tests.kit import tiny_flux
 from tests.kit.equality import close, same
+from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import (
     FORMS,
     TEXT,
@@ -53,7 +54,6 @@ from tests.kit.toys import (
     normal,
     stream_inputs,
 )
-from tests.models.tiny import inputs, tiny
 
 DECISIONS = pytest.mark.parametrize("decision", ["block", "previous"])
 CALIBRATORS: dict[str, CalibratorConfig | None] = {

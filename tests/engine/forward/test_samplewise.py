@@ -18,8 +18,8 @@ from cache_dit.engine.state import measure
 from cache_dit.engine.subclass import state_of
 from cache_dit.models import adapter_of
 from tests.kit.equality import close
+from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import FORMS, TEXT, TOKENS, WIDTH, Joined, Toy, lines, normal
-from tests.models.tiny import inputs, tiny
 
 STEPS = 10
 

@@ -30,8 +30,8 @@ from tests.kit.tiny_flux import (
     tiny_sd3_pipeline,
     tiny_wan_pipeline,
 )
+from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import Toy, line, lines, stream_inputs
-from tests.models.tiny import inputs, tiny
 
 #: How far the latent has gone at each step: large and small strides, so that diffs differ.
 PATH = [0.0, 0.3, 0.5, 0.6, 0.65, 0.7, 0.9, 0.95, 1.0, 1.3, 1.35, 1.4]

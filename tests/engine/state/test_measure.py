@@ -22,8 +22,8 @@ from cache_dit.engine.state.measure import (
     relative_l1,
 )
 from tests.engine.policies.test_policies_in_engine import FLUX, STEPS, WAN, counted_reads, given_at, run
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import line, normal
-from tests.models.tiny import tiny
 
 pytestmark = pytest.mark.numeric
 

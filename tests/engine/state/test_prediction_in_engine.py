@@ -30,9 +30,9 @@ from tests.kit import textbook
 from tests.kit.equality import close
 from tests.kit.textbook import Filled, Rule, polynomial
 from tests.kit.tiny_flux import generate, tiny_pipeline
+from tests.kit.tiny_models import inputs as family_inputs
+from tests.kit.tiny_models import tiny
 from tests.kit.toys import Toy, line, lines, static, stream_inputs
-from tests.models.tiny import inputs as family_inputs
-from tests.models.tiny import tiny
 
 #: Gaps of every size; four even ones at the end, so that a dynamic mode decomposition is made of them.
 LINE = "FFCFCCCCFFFFCCFCFCFCFCCC"
