@@ -59,7 +59,7 @@ OTHERS = {
         "inpaint_latents",
         "camera_conditions",
         "anything_unheard_of",
-        *OTHERS,
+        *sorted(OTHERS),
     ],
 )
 def test_what_conditions_a_run(name: str) -> None:
