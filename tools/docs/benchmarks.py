@@ -11,6 +11,8 @@ from bench.report.parts import literal
 from tools.docs.report import DOCS, FIGURES
 
 PAGE = DOCS / "benchmarks.md"
+#: What a person concludes from the figures; the page begins with it.
+CONCLUSIONS = DOCS / "_includes" / "benchmarks_conclusions.md"
 
 _HEAD = """\
 <!-- made by python -m tools.docs.benchmarks -->
@@ -20,6 +22,8 @@ What the cache costs, what it saves, and what it does to pictures. Every number 
 `bench/results`, which also holds the raw samples. Each section names the commit that measured it; its command measures
 it anew on your machine, prints a table, and writes a report to `build/bench`.
 """
+
+_MEASURED = "## What was measured\n"
 
 _COMPARE = """\
 ## Comparing two runs
@@ -37,7 +41,8 @@ versions and settings differ in is said first.
 def page(folder: Path = COMMITTED) -> str:
     """The page's text, of the results in a folder."""
     pairs = paired(read_folder(folder)[0], sections())
-    return "\n".join([_HEAD, overview(pairs), *map(_section, pairs), _COMPARE])
+    conclusions = CONCLUSIONS.read_text(encoding="utf-8")
+    return "\n".join([_HEAD, conclusions, _MEASURED, overview(pairs), *map(_section, pairs), _COMPARE])
 
 
 def _section(pair: Pair) -> str:
