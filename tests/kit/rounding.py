@@ -1,7 +1,5 @@
 """Linear layers that round by their shape, as kernels do that add up in another order for another number of rows."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
