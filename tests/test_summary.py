@@ -142,7 +142,7 @@ def test_the_cfg_fields_tell_uncond_from_cond_by_name() -> None:
     cache_dit.enable_cache(model.adapter(), static("FCFC"))
     for step, timestep in enumerate(loop(4)):
         for branch in ("uncond", "cond")[: 1 if step == 3 else 2]:
-            with state_of(model).branch_named(branch):
+            with state_of(model).router.branch_named(branch):
                 denoise(model, [timestep])
     assert stats_of(model).steps_line == {"uncond": "FCFC", "cond": "FCF"}
     assert (stats_of(model).cached_steps, stats_of(model).cfg_cached_steps) == ([1], [1, 3])

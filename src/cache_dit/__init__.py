@@ -57,7 +57,7 @@ if _typing.TYPE_CHECKING:
     from cache_dit.engine.policies.calibration import PolicyCalibration
     from cache_dit.engine.policies.registry import register_policy
     from cache_dit.engine.predictors.registry import register_predictor
-    from cache_dit.engine.sessions.session import session
+    from cache_dit.engine.sessions.request import session
     from cache_dit.errors import (
         CacheDitError,
         ConfigError,
@@ -109,7 +109,7 @@ else:
             "engine.policies.calibration": ("PolicyCalibration",),
             "engine.policies.registry": ("register_policy",),
             "engine.predictors.registry": ("register_predictor",),
-            "engine.sessions.session": ("session",),
+            "engine.sessions.request": ("session",),
             "errors": (
                 *("CacheDitError", "ConfigError", "MissingDependencyError", "MissingModelError"),
                 *("PatternMismatchError", "SessionError", "UnsupportedModelError"),

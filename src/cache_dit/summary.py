@@ -14,7 +14,7 @@ from cache_dit.callable_module import make_callable
 from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
-from cache_dit.engine.forward.stepwise import BaseLane
+from cache_dit.engine.forward.branch_cache import BranchCache
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.plans.report import PlanOutcome
 from cache_dit.engine.policies.base import StepRecord
@@ -147,22 +147,22 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats = CacheStats(name=name, cache_options=_options(options, name))
     if session is None:
         return stats
-    known = list(session.lanes.items())  # at once: other threads may add to them
-    lanes = {(branch, passed): lane for (branch, passed, chain), lane in known if chain == index}
-    for prefix, lane in zip(("", "cfg_"), branches(lanes), strict=False):
-        _tell(stats, prefix, list(lane.policies().values()))
+    known = list(session.caches.items())  # at once: other threads may add to them
+    caches = {(branch, passed): cache for (branch, passed, chain), cache in known if chain == index}
+    for prefix, cache in zip(("", "cfg_"), branches(caches), strict=False):
+        _tell(stats, prefix, list(cache.policies().values()))
     stats.step_records = {
         _label(key, sample): list(policy.records)
-        for key, lane in lanes.items()
-        for sample, policy in lane.policies().items()
+        for key, cache in caches.items()
+        for sample, policy in cache.policies().items()
     }
     stats.steps_line = {label: steps_line(records) for label, records in stats.step_records.items()}
-    stats.executed_blocks = sum(lane.executed for lane in lanes.values())
-    stats.possible_blocks = sum(lane.possible for lane in lanes.values())
+    stats.executed_blocks = sum(cache.executed for cache in caches.values())
+    stats.possible_blocks = sum(cache.possible for cache in caches.values())
     stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
-    stats.reason = no_hit_reason(session, lanes.values())
+    stats.reason = no_hit_reason(session, caches.values())
     if options.cache.plan is not None:
-        stats.plan = outcome(options.cache, {_label(key, ""): lane for key, lane in lanes.items()})
+        stats.plan = outcome(options.cache, {_label(key, ""): cache for key, cache in caches.items()})
     return stats
 
 
@@ -183,10 +183,10 @@ def _tell(stats: CacheStats, prefix: str, policies: list[Any]) -> None:
     setattr(stats, f"{prefix}residual_diffs", means)
 
 
-def branches(lanes: dict[tuple[Hashable, int], BaseLane]) -> list[BaseLane]:
+def branches(caches: dict[tuple[Hashable, int], BranchCache]) -> list[BranchCache]:
     """The conditional branch, then the unconditional one; extra calls of a step and further passes are neither."""
-    plain = [branch for branch, passed in lanes if passed == 0 and not isinstance(branch, tuple)]
-    return [lanes[branch, 0] for branch in sorted(plain, key=lambda branch: branch == "uncond")]
+    plain = [branch for branch, passed in caches if passed == 0 and not isinstance(branch, tuple)]
+    return [caches[branch, 0] for branch in sorted(plain, key=lambda branch: branch == "uncond")]
 
 
 def _options(options: ChainOptions, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from diffusers.hooks import apply_group_offloading
 
 import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
-from cache_dit.engine.sessions.session import Request
+from cache_dit.engine.sessions.request import Request
 from cache_dit.engine.state.weighted_sum import Compiled, kernel_for, plain
 from tests.kit.equality import close, same
 

@@ -202,7 +202,7 @@ def play(seed: int, steps: int, *, calibrated: bool, turns: bool = False, kinds:
     state = state_of(model)
     state.close_all()
     assert nbytes(model) == 0
-    assert all(chain.current.run is None for chain, _ in state.chains)
+    assert all(chain.current.forward is None for chain, _ in state.chains)
     return ended
 
 

@@ -182,7 +182,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]
     """Snapshots are kept as if they had come from another device."""
     Carrier.log = []
     monkeypatch.setattr(history_module, "_place", lambda home, wanted: home if wanted is None else torch.device("meta"))
-    monkeypatch.setattr(history_module, "_courier", lambda home, place: Carrier() if place != home else None)
+    monkeypatch.setattr(history_module, "_transfer", lambda home, place: Carrier() if place != home else None)
     return Carrier.log
 
 
@@ -219,5 +219,5 @@ def test_nothing_is_held_after_the_last_step(config: DBCacheConfig) -> None:
     config.num_inference_steps = STEPS
     model, _ = cached(config, 2)
     assert state_of(model).latest.nbytes == 0
-    assert not any(state_of(model).latest.lanes[key].pasts[0].bytes_by_device for key in state_of(model).latest.lanes)
+    assert not any(one.bytes_by_device for cache in state_of(model).latest.caches.values() for one in cache.snapshots)
     assert stats(model).peak_bytes > 0

@@ -221,8 +221,8 @@ def test_group_offloading_changes_no_output(poison: Poison, size: int | None, fr
     """Also where the first block after the skipped ones is not the first of its group: then more blocks compute."""
     transformer = enabled_with(group_offloading(size), when, static_config(front, back))
     outputs = denoise(transformer)
-    lane = next(iter(transformer.__dict__["_cache_dit"].latest.lanes.values()))
-    computed = BLOCKS - lane.layout.middle
+    cache = next(iter(transformer.__dict__["_cache_dit"].latest.caches.values()))
+    computed = BLOCKS - cache.layout.middle
     reference = cached_reference(tiny_transformer(), static_config(front, computed - front))
     assert same(outputs, reference)
     cache_dit.disable_cache(transformer)

@@ -28,7 +28,7 @@ class Steps(Observer):
         self.outputs: list[torch.Tensor | None] = []
 
     def see(self, made: Any, output: torch.Tensor | None) -> None:
-        assert made.run.snapshot_hidden is not None
+        assert made.snapshot_hidden is not None
         self.seen.append((made.call.step, made.call.branch))
         self.outputs.append(output)
 

@@ -17,7 +17,7 @@ from cache_dit.config.base import as_number
 from cache_dit.config.cache import CacheType
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.attach import manager as hook
-from cache_dit.engine.sessions.session import current_request, thread_request
+from cache_dit.engine.sessions.request import current_request, thread_request
 from cache_dit.engine.state.measure import read_relative_l1
 from cache_dit.errors import ConfigError, SessionError
 from cache_dit.platforms.groups import parallel_group
@@ -25,15 +25,14 @@ from cache_dit.summary import branches, chain_stats
 
 if TYPE_CHECKING:
     from cache_dit.engine.attach.transformer import TransformerState
-    from cache_dit.engine.forward.stepwise import BaseLane, Judge
+    from cache_dit.engine.forward.branch_cache import BranchCache
+    from cache_dit.engine.forward.call import Similarity as Judge
     from cache_dit.engine.options import ChainOptions
     from cache_dit.engine.policies.base import StepRecord
     from cache_dit.engine.sessions.session import Session
 
 #: Decides whether a step is like an earlier one: ``similarity(t1, t2, *, threshold, parallelized, prefix)``.
 Similarity = Callable[..., bool]
-
-hook.eager = True  # from here on somebody may assign a function to ``CachedContextManager.similarity``
 
 _INSTEAD = {
     "can_cache": "a step is decided by its policy: replace `similarity`, or register a policy of your own",
@@ -48,7 +47,15 @@ class ContextNotExistError(ConfigError):
     """A context of a name that no chain of blocks has."""
 
 
-class CachedContextManager(Subclassed):
+class _Manager(type):
+    """Notices that somebody assigns a function to ``CachedContextManager.similarity``: it then decides everywhere."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        hook.eager = hook.eager or name == "similarity"
+        super().__setattr__(name, value)
+
+
+class CachedContextManager(Subclassed, metaclass=_Manager):
     """A view of the cache on one transformer: what it tells is of the request of this thread or task, or the latest.
 
     To decide yourself whether a step may be skipped, replace ``similarity``: in a subclass, whose instance you assign
@@ -152,11 +159,11 @@ class CachedContextManager(Subclassed):
                 setattr(context, field, getattr(stats, field))
         if session is not None:
             context.executed_steps = session.clock.step + 1
-            lanes = {
-                (branch, passed): lane for (branch, passed, chain), lane in session.lanes.items() if chain == index
+            caches = {
+                (branch, passed): cache for (branch, passed, chain), cache in session.caches.items() if chain == index
             }
-            self._fill(context, branches(lanes))
-            context.transformer_executed_steps = sum(len(_records(lane)) for lane in lanes.values())
+            self._fill(context, branches(caches))
+            context.transformer_executed_steps = sum(len(_records(cache)) for cache in caches.values())
         return context
 
     def reset_context(self, name: str | None = None, **options: Any) -> CachedContext:
@@ -188,12 +195,12 @@ class CachedContextManager(Subclassed):
         yield self.get_context(context.name if isinstance(context, CachedContext) else context)
 
     @staticmethod
-    def _fill(context: CachedContext, lanes: Sequence[BaseLane]) -> None:
-        for prefix, lane in zip(("", "cfg_"), lanes, strict=False):
-            tail = list(itertools.takewhile(lambda record: not record.computed, reversed(_records(lane))))
+    def _fill(context: CachedContext, caches: Sequence[BranchCache]) -> None:
+        for prefix, cache in zip(("", "cfg_"), caches, strict=False):
+            tail = list(itertools.takewhile(lambda record: not record.computed, reversed(_records(cache))))
             setattr(context, f"{prefix}continuous_cached_steps", len(tail))
             setattr(context, f"{prefix}accumulated_residual_diff", sum(record.diff or 0.0 for record in tail))
-            context.buffers[f"{prefix}nbytes"] = lane.nbytes
+            context.buffers[f"{prefix}nbytes"] = cache.nbytes
 
     def get_current_step(self) -> int:
         """The number of the step that has begun last, from 0; -1 before the first."""
@@ -263,9 +270,9 @@ class CachedContextManager(Subclassed):
         return options
 
 
-def _records(lane: BaseLane) -> list[StepRecord]:
-    """What happened to a lane's steps; where samples decide for themselves, to those of the first."""
-    records: list[StepRecord] = next(iter(lane.policies().values())).records
+def _records(cache: BranchCache) -> list[StepRecord]:
+    """What happened to a cache's steps; where samples decide for themselves, to those of the first."""
+    records: list[StepRecord] = next(iter(cache.policies().values())).records
     return records
 
 

@@ -15,8 +15,8 @@ from cache_dit.config.cache import DBCacheConfig
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.attach import wrappers as dress
 from cache_dit.engine.attach.transformer import TransformerState
+from cache_dit.engine.forward.branch_cache import ChainForward
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
-from cache_dit.engine.forward.stepwise import Pass
 from cache_dit.engine.policies.calibration import PolicyCalibration, fit_polynomial, magnitude_ratios
 from cache_dit.engine.state.measure import read_back, relative_l1_sums
 from cache_dit.engine.subclass import put_on, state_of, take_off
@@ -35,10 +35,10 @@ class _Trail:
     outputs: list[torch.Tensor] = field(default_factory=list)
     latest: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def add(self, made: Pass, result: torch.Tensor | None) -> None:
+    def add(self, made: ChainForward, result: torch.Tensor | None) -> None:
         """Take note of a step."""
         self.steps.append(made.call.step)
-        residual, modulated = made.run.snapshot_hidden, made.run.probe
+        residual, modulated = made.snapshot_hidden, made.probe
         self.norms.append(torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).mean())
         if modulated is None or result is None:
             return
@@ -57,22 +57,22 @@ class _Trails(Observer):
 
     def __init__(self, state: TransformerState) -> None:
         super().__init__(state)
-        self._by_lane: dict[Any, _Trail] = {}
+        self._by_cache: dict[Any, _Trail] = {}
 
-    def see(self, made: Pass, output: torch.Tensor | None) -> None:
+    def see(self, made: ChainForward, output: torch.Tensor | None) -> None:
         """Take note of a step."""
-        if self._branch(made.lane) is not None:
-            self._by_lane.setdefault(made.lane, _Trail()).add(made, output)
+        if self._branch(made.cache) is not None:
+            self._by_cache.setdefault(made.cache, _Trail()).add(made, output)
 
-    def _branch(self, lane: Any) -> Hashable:
-        """The branch that a lane is of now; None: it is of another request or chain, or of a second pass."""
-        lanes = {} if self.session is None else self.session.lanes
-        return next((branch for (branch, *place), known in lanes.items() if known is lane and place == [0, 0]), None)
+    def _branch(self, cache: Any) -> Hashable:
+        """The branch that a cache is of now; None: it is of another request or chain, or of a second pass."""
+        caches = {} if self.session is None else self.session.caches
+        return next((branch for (branch, *place), known in caches.items() if known is cache and place == [0, 0]), None)
 
     @property
     def trails(self) -> dict[Hashable, _Trail]:
         """What was seen, by branch."""
-        return {self._branch(lane): trail for lane, trail in self._by_lane.items()}
+        return {self._branch(cache): trail for cache, trail in self._by_cache.items()}
 
     @property
     def num_inference_steps(self) -> int:
@@ -80,7 +80,7 @@ class _Trails(Observer):
         session = self.session
         if session is not None and not session.counts_down and session.num_inference_steps is not None:
             return session.num_inference_steps
-        return 1 + max(trail.steps[-1] for trail in self._by_lane.values())
+        return 1 + max(trail.steps[-1] for trail in self._by_cache.values())
 
 
 def calibrate(

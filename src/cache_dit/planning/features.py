@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cache_dit.engine.attach.transformer import TransformerState
-from cache_dit.engine.forward.stepwise import Pass
+from cache_dit.engine.forward.branch_cache import ChainForward
 from cache_dit.engine.plans.scope import branch_name, latent_tokens
 from cache_dit.engine.sessions.model_facts import scheduler_facts
 from cache_dit.planning.gram import GramStream
@@ -35,7 +35,7 @@ class FeatureObserver(Observer):
         self.resolution: int | None = None
         self._scheduler: dict[str, Any] = {}
 
-    def see(self, made: Pass, output: torch.Tensor | None) -> None:
+    def see(self, made: ChainForward, output: torch.Tensor | None) -> None:
         """Take note of a step."""
         call, branch = made.call, branch_name(made.call.branch)
         if self.scheduler is not None and not self._scheduler:  # before it has moved on
@@ -45,7 +45,7 @@ class FeatureObserver(Observer):
             self.resolution = latent_tokens(call.latent.shape)
         self.mixture.see(call.step, branch, call.latent, output)
         chains = [chain for chain, _ in self.state.chains]
-        self.stream.add(branch, call.step, made.run.snapshot_hidden, chain=chains.index(made.lane.chain))
+        self.stream.add(branch, call.step, made.snapshot_hidden, chain=chains.index(made.cache.chain))
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 from cache_dit.api import cached_transformers, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
 from cache_dit.engine.attach.transformer import TransformerState
-from cache_dit.engine.forward.stepwise import Pass
-from cache_dit.engine.sessions.session import Session, current_request
+from cache_dit.engine.forward.branch_cache import ChainForward
+from cache_dit.engine.sessions.request import current_request
+from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.state.measure import first_tensor
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
@@ -35,14 +36,14 @@ class Observer:
         #: How many steps were seen.
         self.steps = 0
 
-    def __call__(self, made: Pass, output: Any) -> None:
+    def __call__(self, made: ChainForward, output: Any) -> None:
         """Take note of a computed step of one branch of one chain.
 
         Args:
             made: the chain's pass.
             output: what the transformer returned.
         """
-        if made.run.snapshot_hidden is None:
+        if made.snapshot_hidden is None:
             return
         if self.session is None:
             self.session = self.state.latest
@@ -50,8 +51,8 @@ class Observer:
         self.steps = max(self.steps, made.call.step + 1)
         self.see(made, first_tensor(output))
 
-    def see(self, made: Pass, output: torch.Tensor | None) -> None:
-        """Take note of a step whose feature is known: what the middle blocks add, ``made.run.snapshot_hidden``."""
+    def see(self, made: ChainForward, output: torch.Tensor | None) -> None:
+        """Take note of a step whose feature is known: what the middle blocks add, ``made.snapshot_hidden``."""
         raise NotImplementedError
 
 

@@ -224,7 +224,7 @@ def test_a_shape_that_changes_at_a_would_be_skip_is_computed(config: DBCacheConf
     assert line(model) == "FCFCFC"
     assert close(outputs[:2] + outputs[4:], expected)
     assert close(outputs[2:4], expected_changed)
-    whys = [record.why for record in next(iter(state_of(model).latest.lanes.values())).policy.records]
+    whys = [record.why for record in next(iter(state_of(model).latest.caches.values())).samples[0].policy.records]
     measured = not config.is_static and config.residual_diff_threshold < 1
     allowed = {"shape", "threshold"} if measured and change == "text tokens" else {"shape"}  # text moves F's part too
     assert {whys[2], whys[4]} <= allowed
@@ -989,4 +989,4 @@ def test_a_cache_that_changes_in_mid_forward(act: str, place: int, step: int) ->
     hook = model.blocks[place].register_forward_pre_hook(change)
     outputs = frozen_run(model, inputs, 5)
     assert close(outputs, expected)
-    assert state_of(model) is None or all(chain.current.run is None for chain, _ in state_of(model).chains)
+    assert state_of(model) is None or all(chain.current.forward is None for chain, _ in state_of(model).chains)

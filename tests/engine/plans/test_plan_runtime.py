@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import cache_dit
 from cache_dit import ConfigError, DBCacheConfig, DBPruneConfig, ParamsModifier, TaylorSeerCalibratorConfig
 from cache_dit.demo import load_pipeline
-from cache_dit.engine.forward import stepwise as lane
+from cache_dit.engine.forward import branch_cache
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.point import PlanPoint, Quality
 from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
@@ -162,7 +162,7 @@ def test_no_step_reads_back_and_nothing_is_measured(monkeypatch: pytest.MonkeyPa
 
     transformer = cache_dit.enable_cache(tiny_transformer(), plan_of(DAMPED))
     denoise(transformer)  # once it is known whether the blocks write into their input, nobody asks again
-    for module in (measure, lane, history, calls):
+    for module in (measure, branch_cache, history, calls):
         monkeypatch.setattr(module, "read_back", counting)
     monkeypatch.setattr(type(state_of(transformer).reader), "timestep", lambda *args, **kwargs: None)
     denoise(transformer)

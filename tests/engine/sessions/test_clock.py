@@ -8,17 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_dit.engine.sessions.clock import StepClock
+from cache_dit.engine.sessions.clock import Arrival, StepClock
 
 Call = tuple[Hashable, float | None]
 
 
 def steps(clock: StepClock, calls: Iterable[Call]) -> list[int]:
-    return [clock.enter(branch, timestep) for branch, timestep in calls]
+    return [enter(clock, branch, timestep) for branch, timestep in calls]
+
+
+def enter(clock: StepClock, branch: Hashable, timestep: float | None) -> int:
+    """The step of a call that is known to belong to the request."""
+    arrives = clock.arrival(branch, timestep, None)
+    return clock.enter(branch, timestep, begins_step=arrives is not Arrival.BRANCH)
 
 
 def begins(clock: StepClock, branch: Hashable, timestep: float | None, limit: int | None = None) -> bool:
-    return clock.begins_request(branch, timestep, limit)
+    return clock.arrival(branch, timestep, limit) is Arrival.REQUEST
 
 
 @pytest.mark.parametrize("timesteps", [[3, 2, 1, 0], [0, 1, 2, 3], [None] * 4, [5, 5, 5, 5]])
@@ -60,8 +66,8 @@ def test_with_timesteps_any_calls_may_be_left_out(plan: list[list[str]], rising:
     clock = StepClock()
     for step, called in enumerate(plan):
         for branch in called:
-            assert not clock.begins_request(branch, float(sign * step), None)
-            assert clock.enter(branch, float(sign * step)) == step
+            assert not begins(clock, branch, float(sign * step))
+            assert enter(clock, branch, float(sign * step)) == step
 
 
 def test_a_request_ends_exactly_after_its_last_step() -> None:
@@ -69,7 +75,7 @@ def test_a_request_ends_exactly_after_its_last_step() -> None:
     for step in range(3):
         for branch in ("cond", "uncond"):
             assert not begins(clock, branch, None, limit=3)
-            assert clock.enter(branch, None) == step
+            assert enter(clock, branch, None) == step
     assert begins(clock, "cond", None, limit=3)
 
 
@@ -85,13 +91,13 @@ def test_a_timestep_that_jumps_back_begins_a_request() -> None:
 
 def test_a_timestep_that_stays_is_a_step_but_not_at_the_beginning_of_a_run_whose_timesteps_move() -> None:
     clock = StepClock(direction=-1)
-    clock.enter("default", 9.0)
+    enter(clock, "default", 9.0)
     assert begins(clock, "default", 9.0)  # an aborted run's first step, and the next run's
-    clock.enter("default", 8.0)
+    enter(clock, "default", 8.0)
     assert not begins(clock, "default", 8.0)  # schedulers of second order call twice
     assert not begins(StepClock(direction=-1), "default", 9.0)
     still = StepClock()
-    still.enter("default", 9.0)
+    enter(still, "default", 9.0)
     assert not begins(still, "default", 9.0)
 
 
@@ -100,7 +106,7 @@ def test_unnamed_calls_take_turns() -> None:
     names = []
     for _ in range(4):
         names.append(clock.parity_branch(None, cfg_first=False))
-        clock.enter(names[-1], None)
+        enter(clock, names[-1], None)
     assert names == ["cond", "uncond", "cond", "uncond"]
     assert clock.step == 1
     assert StepClock().parity_branch(None, cfg_first=True) == "uncond"
@@ -111,6 +117,6 @@ def test_turns_begin_anew_with_each_timestep() -> None:
     names = []
     for timestep in (5.0, 5.0, 4.0, 3.0, 3.0):  # the unconditional call of timestep 4 is left out
         names.append(clock.parity_branch(timestep, cfg_first=False))
-        clock.enter(names[-1], timestep)
+        enter(clock, names[-1], timestep)
     assert names == ["cond", "uncond", "cond", "cond", "uncond"]
     assert clock.step == 2

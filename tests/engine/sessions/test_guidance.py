@@ -245,7 +245,7 @@ def test_names_of_tasks_that_take_turns_are_kept_apart() -> None:
 
     @contextlib.contextmanager
     def named(branch: str) -> Iterator[None]:  # diffusers' own part is one state for the whole model
-        with state.branch_named(branch):
+        with state.router.branch_named(branch):
             yield
 
     async def work(branch: str) -> None:
@@ -283,7 +283,7 @@ def test_names_in_one_session_leave_the_turns_of_another_alone() -> None:
     assert lines(model) == {"cond": "FCFCFC", "uncond": "FCFCFC"}
     with cache_dit.session("named"):
         guide(model, plan[3:], named=True, timesteps=loop(STEPS)[3:])
-    assert {len(session.lanes) for session in state_of(model).sessions.values()} == {2}
+    assert {len(session.caches) for session in state_of(model).sessions.values()} == {2}
 
 
 # -- pipelines that call twice and give no names

@@ -30,9 +30,10 @@ from cache_dit import (
     PolicyCalibration,
     TaylorSeerCalibratorConfig,
 )
-from cache_dit.engine.forward.conditioning import Conditions
+from cache_dit.engine.forward.conditioning import ConditioningMonitor
 from cache_dit.engine.sessions.pool import SessionPool
-from cache_dit.engine.sessions.session import Session, current_request
+from cache_dit.engine.sessions.request import current_request
+from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.state.history import History
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import same
@@ -805,12 +806,12 @@ def test_a_forward_under_way_ends_as_it_would_have_whatever_another_thread_does(
 
 def test_a_session_that_is_closed_right_before_its_forward_begins_is_freed_when_it_ends() -> None:
     pool = SessionPool()
-    session, _ = pool.get("a", Session, limit=2)
+    session, _ = pool.open("a", Session, limit=2)
     pool.close("a")  # by another thread
-    pool.hold(session)
-    session.conditions["default"] = Conditions()
+    pool.hold("a", session)
+    session.monitors["default"] = ConditioningMonitor()
     pool.release(session)
-    assert not session.conditions
+    assert not session.monitors
 
 
 def test_the_sessions_of_threads_that_have_ended_go_when_another_opens() -> None:
@@ -844,12 +845,13 @@ def test_the_pool_does_the_same_number_of_things_however_many_are_open() -> None
     def work(open_ones: int) -> int:
         pool = Counting()
         for number in range(open_ones):
-            pool.get(number, Session, limit=open_ones + 1)
+            pool.open(number, Session, limit=open_ones + 1)
         Counting.touched = 0
-        pool.get("a", Session, limit=open_ones + 1)
-        pool.get("a", Session, limit=open_ones + 1)
+        session, _ = pool.open("a", Session, limit=open_ones + 1)
+        pool.hold("a", session)
+        pool.release(session)
         pool.close("a")
-        pool.get("b", Session, limit=open_ones)
+        pool.open("b", Session, limit=open_ones)
         return Counting.touched
 
     assert work(10) == work(10_000) == 2
@@ -859,7 +861,7 @@ def test_opening_refreshing_and_closing_one_takes_the_same_time_however_many_are
     def seconds(open_ones: int) -> float:
         model = walked(static("FFFF", max_sessions=20_000), depth=1)
         for number in range(open_ones):
-            state_of(model).session(cache_dit.session(number))
+            state_of(model).router.session(cache_dit.session(number), state_of(model))
         best = math.inf
         for _ in range(5):
             begun = time.process_time()
@@ -944,7 +946,7 @@ def test_the_histories_of_one_request_are_no_other_s(monkeypatch: pytest.MonkeyP
         Walk(model, handle).go(3)
         handle.close()
     del handle
-    state_of(model).pool.latest = None
+    state_of(model).router.pool.latest = None
     gc.collect()
     assert len(made) == 4
     assert not [one for one in made if one() is not None]

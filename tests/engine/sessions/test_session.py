@@ -17,12 +17,12 @@ from torch import Tensor
 
 import cache_dit
 from cache_dit import DBCacheConfig, DBPruneConfig, SessionError, TaylorSeerCalibratorConfig
-from cache_dit.engine.forward import stepwise as lane
+from cache_dit.engine.forward import branch_cache
 from cache_dit.engine.forward.chain import _Current
-from cache_dit.engine.forward.stepwise import LanePass
+from cache_dit.engine.forward.stepwise_forward import StepwiseForward
 from cache_dit.engine.sessions import call_reader as calls
 from cache_dit.engine.sessions.call_reader import CallReader
-from cache_dit.engine.sessions.session import Request
+from cache_dit.engine.sessions.request import Request
 from cache_dit.engine.state import measure
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import close, same
@@ -128,7 +128,7 @@ def test_a_run_after_one_in_which_a_block_raised(failing: int, place: int) -> No
     with pytest.raises(KeyboardInterrupt) if place == 0 else _perhaps_raises():
         denoise(model, loop(STEPS), seed=1)
     hook.remove()
-    assert all(chain.current.run is None for chain, _ in state_of(model).chains)
+    assert all(chain.current.forward is None for chain, _ in state_of(model).chains)
     assert same(denoise(model, loop(STEPS)), alone(config))
 
 
@@ -156,11 +156,11 @@ def test_a_forward_that_fails_after_its_last_block_leaves_no_request_open(
     model = cached(config)
     denoise(model, loop(STEPS)[:2], seed=1)
 
-    def fail(run: LanePass, output: Any) -> None:
+    def fail(run: StepwiseForward, output: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(LanePass, "commit", fail)
+        patched.setattr(StepwiseForward, "commit", fail)
         denoise(model, loop(STEPS)[2:], seed=1)
     assert not state_of(model).sessions
     assert live_bytes(model) == 0
@@ -673,7 +673,7 @@ def test_a_measured_step_reads_its_decision_and_a_bare_transformers_its_timestep
     per_step = []
     for timestep in loop(4):
         before = len(reads)
-        with request, state_of(model).branch_named("cond"):
+        with request, state_of(model).router.branch_named("cond"):
             denoise(model, [timestep])
         per_step.append(len(reads) - before)
     request.close()
@@ -700,24 +700,24 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         reads.append(len(values))
         return read_back(values)
 
-    for module in (measure, calls, lane):
+    for module in (measure, calls, branch_cache):
         monkeypatch.setattr(module, "read_back", counting)
     return reads
 
 
-def test_each_thread_begins_without_a_run_of_a_chain_and_has_its_own() -> None:
+def test_each_thread_begins_without_a_forward_of_a_chain_and_has_its_own() -> None:
     """The class itself has no such attribute: torch before 2.13 compiles its value in, and no thread's own."""
-    assert not hasattr(_Current, "run")
+    assert not hasattr(_Current, "forward")
     current, begun = _Current(), threading.Barrier(2)
     known: dict[str, list[Any]] = {}
 
     def work(name: Any) -> None:
-        known[name] = [current.run]
-        current.run = name
+        known[name] = [current.forward]
+        current.forward = name
         begun.wait(timeout=10)
-        known[name].append(current.run)
+        known[name].append(current.forward)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, "ab"))
     assert known == {"a": [None, "a"], "b": [None, "b"]}
-    assert current.run is None
+    assert current.forward is None

@@ -64,7 +64,7 @@ def test_another_shape_dtype_or_device_drops_what_was_kept(other: torch.Tensor, 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float8_e4m3fn"])
 def test_a_snapshot_takes_the_place_of_one_of_the_same_time(dtype: str | None) -> None:
-    history, expected = (History(3, dtype=dtype, watch=True) for _ in range(2))
+    history, expected = (History(3, dtype=dtype) for _ in range(2))
     values = [torch.full((4,), float(value)) for value in (1, 2, 4, 8)]
     for time, value in zip((0, 1, 2, 2), values, strict=True):
         history.append(time, value)
@@ -73,7 +73,6 @@ def test_a_snapshot_takes_the_place_of_one_of_the_same_time(dtype: str | None) -
         expected.append(time, value)
     assert history.times == expected.times == [0, 1, 2] and len(history) == 3
     assert history.gram() == expected.gram()
-    assert history.health().item() == expected.health().item() == 44
     assert history.nbytes == expected.nbytes == sum(history.bytes_by_device.values())
     assert torch.equal(history.predict([1.0, 1.0, 1.0]), expected.predict([1.0, 1.0, 1.0]))
 
@@ -209,10 +208,8 @@ def test_zeros_stay_zeros_and_an_empty_snapshot_is_one(narrow: str) -> None:
 @pytest.mark.parametrize("narrow", [*NARROW, None])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_so(narrow: str | None, bad: float) -> None:
-    history = filled([torch.tensor([1.0, bad])], dtype=narrow, watch=True)
+    history = filled([torch.tensor([1.0, bad])], dtype=narrow)
     assert not history.predict([1.0])[1].isfinite()
-    health = history.health()
-    assert health is not None and not health.isfinite()
 
 
 def test_a_converted_snapshot_is_written_where_the_oldest_was() -> None:
@@ -221,7 +218,7 @@ def test_a_converted_snapshot_is_written_where_the_oldest_was() -> None:
     for time in range(6):
         with torch.inference_mode(time < 2):  # a request may go on outside of where it began
             history.append(time, torch.full((4,), float(time)))
-        places.append(history._kept[-1].tensor.data_ptr())
+        places.append(history._tensors[-1].data_ptr())
     assert len(set(places)) == 2
     assert [snapshot[0].item() for snapshot in kept(history)] == [4, 5]
 
@@ -264,19 +261,6 @@ def test_the_gram_matrix_costs_one_read_for_new_snapshots_and_none_without(monke
     first[0][0] = 7.0  # the caller's own
     history.append(3, torch.full((2,), 2.0))
     assert history.gram() == [[2, 2, 4], [2, 2, 4], [4, 4, 8]] and next(reads) == 3
-
-
-def test_health_is_the_sum_of_what_is_held() -> None:
-    history = History(2, watch=True)
-    assert history.health() is None
-    for value in (torch.nan, 1.0, 2.0):
-        history.append(value, torch.full((3,), value, dtype=torch.bfloat16))
-        health = history.health()
-        assert health is not None and health.shape == () and health.isfinite() == (value == 2.0)
-    assert health.item() == 9.0
-    history.clear()
-    assert history.health() is None
-    assert filled([torch.ones(1)]).health() is None, "nothing is summed where nobody asks"
 
 
 @pytest.mark.parametrize(

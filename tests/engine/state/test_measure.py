@@ -14,7 +14,7 @@ import cache_dit
 from cache_dit import CalibratorConfig, DBCacheConfig
 from cache_dit.config import ExtraCacheConfig
 from cache_dit.engine.state.measure import (
-    Transformation,
+    EasyCacheProbe,
     exceeds,
     first_tensor,
     read_numbers,
@@ -74,13 +74,13 @@ def group(request: pytest.FixtureRequest) -> Iterator[Any]:
 def test_a_sick_snapshot_gives_a_difference_that_is_not_finite(group: Any, bad: float) -> None:
     previous, current = torch.tensor([1.0, -3.0]), torch.tensor([2.0, -3.0])
     assert relative_l1(previous, current, group) == 0.25
-    assert relative_l1(previous, current, group, health=torch.tensor(7.0)) == 0.25
-    assert not math.isfinite(relative_l1(previous, current, group, health=torch.tensor(bad)))
+    assert relative_l1(previous, current, group, health=[torch.tensor(7.0)]) == 0.25
+    assert not math.isfinite(relative_l1(previous, current, group, health=[torch.tensor(bad)]))
 
 
 def test_what_cannot_be_compared_gives_none_whatever_its_health(group: Any) -> None:
-    assert relative_l1(None, torch.ones(2), group, health=None) is None
-    assert relative_l1(torch.ones(3), torch.ones(2), group, health=torch.tensor(math.nan)) is None
+    assert relative_l1(None, torch.ones(2), group, health=()) is None
+    assert relative_l1(torch.ones(3), torch.ones(2), group, health=[torch.tensor(math.nan)]) is None
 
 
 # Which tokens count
@@ -136,7 +136,7 @@ def test_what_is_asked_for_beside_comes_with_the_same_read(monkeypatch: pytest.M
     before, now = torch.ones(2, 4), torch.tensor([[1.0] * 4, [2.0] * 4])
     with counted_reads(monkeypatch) as reads:
         reading = read_relative_l1(
-            before, now, group, samples=2, health=torch.tensor(1.0), beside=(torch.tensor(3.0), torch.tensor([0.5]))
+            before, now, group, samples=2, health=[torch.ones(2)], beside=(torch.tensor(3.0), torch.tensor([0.5]))
         )
         assert read_numbers([torch.tensor(1.5), torch.tensor([2.5])], group) == [1.5, 2.5]
     assert (reading.diffs, reading.beside) == ([0, 1], [3, 0.5])
@@ -167,7 +167,7 @@ def test_the_first_tensor_of_an_output() -> None:
 
 
 def test_a_steps_share_is_the_rate_of_the_last_two_computed_ones_times_its_own_change() -> None:
-    seen = Transformation()
+    seen = EasyCacheProbe()
     x = [torch.full((4,), value) for value in (1.0, 1.5, 1.7, 2.5)]
     v = [torch.full((4,), value) for value in (2.0, 3.0, 0.0, 4.0)]
     seen.note(x[0], v[0], computed=True)
@@ -182,7 +182,7 @@ def test_a_steps_share_is_the_rate_of_the_last_two_computed_ones_times_its_own_c
 
 
 def test_what_a_scheduler_writes_into_its_latent_is_seen() -> None:
-    seen, latent = Transformation(), torch.ones(4)
+    seen, latent = EasyCacheProbe(), torch.ones(4)
     for value in (1.0, 2.0):
         seen.note(latent.fill_(value), latent * 3, computed=True)
     latent += 1
@@ -191,7 +191,7 @@ def test_what_a_scheduler_writes_into_its_latent_is_seen() -> None:
 
 @pytest.mark.parametrize("other", [torch.ones(5), None, torch.ones(4, device="meta")])
 def test_a_latent_of_another_form_has_no_share(other: Any) -> None:
-    seen = Transformation()
+    seen = EasyCacheProbe()
     for value in (1.0, 2.0):
         seen.note(torch.full((4,), value), torch.full((4,), value), computed=True)
     assert seen.nbytes == 2 * 16
@@ -306,7 +306,7 @@ def test_options_of_the_measurement_may_change_within_a_request(calibrator: Any)
 
 
 def test_a_latent_of_discrete_tokens_is_measured_like_any_other() -> None:
-    transformation = Transformation()
+    transformation = EasyCacheProbe()
     for latent, output in ((torch.tensor([1, 2]), torch.ones(2)), (torch.tensor([1, 4]), torch.full((2,), 3.0))):
         transformation.note(latent, output, computed=True)
     increment = transformation.increment(torch.tensor([2, 4]))

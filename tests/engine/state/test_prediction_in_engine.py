@@ -222,7 +222,7 @@ class Recorded(History):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     """The histories that are made from now on."""
     Recorded.appended, Recorded.read = [], []
-    monkeypatch.setattr("cache_dit.engine.options.History", Recorded)
+    monkeypatch.setattr("cache_dit.engine.state.snapshots.History", Recorded)
     return Recorded
 
 

@@ -12,13 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 from cache_dit.engine.state import history as history_module
 from cache_dit.engine.state.history import History
-from cache_dit.engine.state.transfer import Courier
+from cache_dit.engine.state.transfer import PinnedTransfer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 class FakeCuda(TorchFunctionMode):
-    """Writes down what a courier does, and on which stream; tensors of the device are tensors of the processor."""
+    """Writes down what a transfer does, and on which stream; tensors of the device are tensors of the processor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class FakeCuda(TorchFunctionMode):
         self.buffers = 0
 
     def Stream(self, device: Any = None) -> FakeStream:
-        return FakeStream(self, "courier")
+        return FakeStream(self, "transfer")
 
     def current_stream(self, device: Any = None) -> FakeStream:
         return FakeStream(self, self.current)
@@ -62,13 +62,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     with FakeCuda() as fake:
         for name in ("Stream", "current_stream", "stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-        monkeypatch.setattr(history_module, "_courier", lambda home, device: Courier(home))
+        monkeypatch.setattr(history_module, "_transfer", lambda home, device: PinnedTransfer(home))
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: fake.log.append(("kept for", stream.name)))
         yield fake
 
 
-SENT = [("courier", "waits for", "model"), ("sends", "courier"), ("kept for", "courier")]
-ARRIVED = [("model", "waits for", "courier"), ("kept for", "model")]
+SENT = [("transfer", "waits for", "model"), ("sends", "transfer"), ("kept for", "transfer")]
+ARRIVED = [("model", "waits for", "transfer"), ("kept for", "model")]
 
 
 def test_copies_run_on_a_stream_of_their_own_after_what_they_need(cuda: FakeCuda) -> None:
@@ -77,7 +77,7 @@ def test_copies_run_on_a_stream_of_their_own_after_what_they_need(cuda: FakeCuda
     assert cuda.log == SENT
     cuda.log.clear()
     assert history.predict([2.0], torch.ones(3)).tolist() == [3.0, 3.0, 3.0]
-    assert cuda.log == [("brings", "courier"), *ARRIVED]
+    assert cuda.log == [("brings", "transfer"), *ARRIVED]
 
 
 def test_what_was_asked_for_early_travels_once(cuda: FakeCuda) -> None:
@@ -87,9 +87,9 @@ def test_what_was_asked_for_early_travels_once(cuda: FakeCuda) -> None:
     cuda.log.clear()
     history.prefetch(1)
     history.prefetch(1)
-    assert cuda.log == [("brings", "courier")]
+    assert cuda.log == [("brings", "transfer")]
     assert history.predict([2.0]).tolist() == [2.0, 2.0, 2.0]
-    assert cuda.log == [("brings", "courier"), *ARRIVED]
+    assert cuda.log == [("brings", "transfer"), *ARRIVED]
 
 
 def test_buffers_are_used_again_and_what_is_on_its_way_from_them_is_not(cuda: FakeCuda) -> None:
@@ -102,11 +102,11 @@ def test_buffers_are_used_again_and_what_is_on_its_way_from_them_is_not(cuda: Fa
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "meta"])
-def test_snapshots_of_the_processor_need_no_courier(device: str | None) -> None:
+def test_snapshots_of_the_processor_need_no_transfer(device: str | None) -> None:
     history = History(1, device=device)
     history.append(0, torch.ones(1))
     history.prefetch(1)
-    assert history._courier is None
+    assert history._transfer is None
 
 
 @needs_cuda
@@ -126,5 +126,5 @@ def test_the_host_waits_for_no_copy_and_the_result_is_that_of_the_device(dtype: 
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(*results)
-    assert there.bytes_by_device["cpu"] == 3 * anchor.numel() * there._kept[0].tensor.itemsize
-    assert all(kept.tensor.is_pinned() for kept in there._kept)
+    assert there.bytes_by_device["cpu"] == 3 * anchor.numel() * there._tensors[0].itemsize
+    assert all(tensor.is_pinned() for tensor in there._tensors)

@@ -130,28 +130,38 @@ class BlockIO:
         Raises:
             PatternMismatchError: if there is no H in the call.
         """
-        hidden = self._argument(args, kwargs, self.hidden, self.hidden_at)
+        given, at = len(args), self.hidden_at
+        hidden = kwargs[self.hidden] if self.hidden in kwargs else args[at] if at < given else None
         if hidden is None:
             raise PatternMismatchError(
-                f"{self.block_name} was called with {len(args)} arguments by position and ({', '.join(kwargs)}) by "
-                f"name; {self.pattern.name} expects {self.hidden!r} by name or at place {self.hidden_at}. "
+                f"{self.block_name} was called with {given} arguments by position and ({', '.join(kwargs)}) by "
+                f"name; {self.pattern.name} expects {self.hidden!r} by name or at place {at}. "
                 f"Name the block's arguments with stream_names=(hidden, encoder)."
             )
-        encoder = self._argument(args, kwargs, self.encoder, self.encoder_at) if self.reads_encoder else None
-        return hidden, encoder
+        if not self.reads_encoder:
+            return hidden, None
+        at = self.encoder_at
+        return hidden, kwargs[self.encoder] if self.encoder in kwargs else args[at] if at < given else None
 
-    @staticmethod
-    def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, position: int) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        return args[position] if position < len(args) else None
+    def passed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], form: Form) -> Any:
+        """What a block returns that adds nothing: what it was given, in a result of ``form``."""
+        given, name, at = len(args), self.hidden, self.hidden_at  # as ``read`` and ``build``, in one call
+        hidden = kwargs[name] if name in kwargs else args[at] if at < given else None
+        items, has_encoder, extra = form
+        if items != 2 or hidden is None:
+            return self.build(*self.read(args, kwargs), form)
+        name, at, second = self.encoder, self.encoder_at, extra
+        if has_encoder:
+            second = kwargs[name] if name in kwargs else args[at] if at < given else None
+        return (hidden, second) if self.hidden_first else (second, hidden)
 
     def split(self, output: Any) -> tuple[Any, Any, Form]:
-        """(H, E, form) of a block's result.
+        """(H, E, form) of a block's result. E may be an object, such as a key-value store: it is passed on as it is.
 
         Raises:
             PatternMismatchError: if the result does not fit the pattern.
         """
+        second: Any
         if isinstance(output, torch.Tensor):
             if not self.pairs or self.pattern.Forward_H_only:
                 return output, None, (0, False, None)
@@ -161,12 +171,31 @@ class BlockIO:
         elif isinstance(output, (tuple, list)) and len(output) == 2:
             first, second = output if self.hidden_first else (output[1], output[0])
             if isinstance(first, torch.Tensor):
-                if not isinstance(second, torch.Tensor):
-                    if isinstance(second, _HANDED_OUT_AGAIN) or second == ():
-                        return first, None, (2, False, second)
-                elif self.pairs:
+                tensor = isinstance(second, torch.Tensor)
+                if not tensor and (isinstance(second, _HANDED_OUT_AGAIN) or second == ()):
+                    return first, None, (2, False, second)
+                if self.pairs or (self.reads_encoder and not tensor):
                     return first, second, (2, True, None)
-        raise PatternMismatchError(
+        raise self.mismatch(output)
+
+    def check_object(self, given: Any, encoder: Any, output: Any) -> None:
+        """An object in E's place can be passed on only where one came in: else a skipped block could not return it.
+
+        Args:
+            given: E of the block's call.
+            encoder: E of its result.
+            output: its result.
+
+        Raises:
+            PatternMismatchError: if the block made an object of something else.
+        """
+        made = encoder is not None and not isinstance(encoder, torch.Tensor)
+        if made and (given is None or isinstance(given, torch.Tensor)):
+            raise self.mismatch(output)
+
+    def mismatch(self, output: Any) -> PatternMismatchError:
+        """The error for a result that does not fit the pattern."""
+        return PatternMismatchError(
             f"{self.block_name} returned {describe(output)}; {self.pattern.name} expects "
             f"({', '.join(self.pattern.Out)}). Pass the ForwardPattern that fits what the block returns."
         )

@@ -177,7 +177,7 @@ def _keyed(block: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 def _expresses(pattern: ForwardPattern, block: torch.nn.Module, output: Any) -> bool:
     try:
-        BlockIO(type(plain(block)), pattern).split(output)
+        _, encoder, _ = BlockIO(type(plain(block)), pattern).split(output)
     except PatternMismatchError:
         return False
-    return True
+    return encoder is None or isinstance(encoder, torch.Tensor)  # an object in its place is for who knows of it

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cache_dit.engine.sessions.session import Request, current_request
+from cache_dit.engine.sessions.request import Request, current_request
 from cache_dit.engine.subclass import STATE, state_of
 
 logger = logging.getLogger(__name__)

@@ -4,58 +4,309 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+import logging
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.attach import manager
-from cache_dit.engine.forward.chain import untraced
-from cache_dit.engine.forward.conditioning import Conditions
-from cache_dit.engine.forward.run import Run
-from cache_dit.engine.forward.samplewise import RowsRun
+from cache_dit.engine.attach.check import checked
+from cache_dit.engine.attach.wrappers import observed_module as observed_subclass
+from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
+from cache_dit.engine.forward.call import Call, Similarity
+from cache_dit.engine.forward.chain import Chain, IdleRole, untraced, untraced_by_caller
+from cache_dit.engine.forward.conditioning import ConditioningMonitor
+from cache_dit.engine.forward.observe import ObserverRole, observed_module
 from cache_dit.engine.forward.shards import call_key
-from cache_dit.engine.forward.stepwise import BaseLane, Call, Judge, Pass
-from cache_dit.engine.sessions.call_reader import needs_grad, shallow
-from cache_dit.engine.sessions.opening import lane_class, layout_now
-from cache_dit.engine.sessions.router import Place, Requests
-from cache_dit.engine.sessions.session import Request, Session, current_request, thread_request
-from cache_dit.errors import ConfigError
+from cache_dit.engine.options import ChainOptions
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.scope import PlanScope, branch_name
+from cache_dit.engine.policies.plan import departure
+from cache_dit.engine.sessions.call_reader import CallReader, needs_grad, shallow, sigma_of
+from cache_dit.engine.sessions.model_facts import latent_facts, schedule_facts, scheduler_facts, transformer_facts
+from cache_dit.engine.sessions.opening import cache_class, layout_now, policy_maker
+from cache_dit.engine.sessions.reasons import no_hit_reason
+from cache_dit.engine.sessions.request import ENTERED, Request
+from cache_dit.engine.sessions.router import CallKey, Router
+from cache_dit.engine.sessions.session import CacheKey, Session
+from cache_dit.engine.subclass import put_on
+from cache_dit.errors import CacheDitError, ConfigError
 from cache_dit.platforms.groups import parallel_group
 
+logger = logging.getLogger(__name__)
 
-@dataclass
-class Forward:
-    """One forward of a transformer under way: the runs of its chains, and what to put back after it."""
 
-    session: Session
-    request: Request
-    branch: Hashable
-    call: Call
+class Forward(Call):
+    """One forward of a transformer under way, and what to put back after it.
+
+    Args:
+        state: the transformer's.
+        key: where the call belongs.
+        request: whose it is.
+        times: see ``Call``.
+        given: the call's arguments by name.
+    """
+
     #: The call's conditioning tensors, by their place.
-    conditions: dict[str, torch.Tensor]
-    passes: list[Pass] = field(default_factory=list)
-    previous: list[Run | None] = field(default_factory=list)
+    conditions: Mapping[str, torch.Tensor] = {}
     #: The call's arguments, lists and dicts copied, for a model that empties what it was given.
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+
+    def __init__(
+        self,
+        state: TransformerState,
+        key: CallKey,
+        request: Request,
+        times: Mapping[str, float],
+        given: Mapping[str, Any],
+    ) -> None:
+        self.state = state
+        self.key = key
+        self.session, self.branch, self.step, _ = key
+        self.request = request
+        self.times = times
+        self.given = given
+        self.chains: list[ChainForward] = []
+        self.previous: list[ChainForward | None] = []
+
+    def read_latent(self) -> tuple[torch.Tensor | None, int]:
+        """The transformer's first input, or None, and its number of samples."""
+        return self.state.reader.latent(self.given)
+
+    @untraced
+    def next_pass(self, before: ChainForward) -> ChainForward:
+        """A chain's blocks are called again in one forward: another pass, with a cache of its own."""
+        following = self.state.start(self, before.index, before.passed + 1)
+        self.state.chains[before.index][0].current.forward = following
+        return following
 
 
-class TransformerState(Requests):
-    """Everything that a cached transformer's cache consists of. It lives in the instance, nothing lives elsewhere."""
+class TransformerState:
+    """Everything that a cached transformer's cache consists of. It lives in the instance, nothing lives elsewhere.
+
+    Args:
+        module: the transformer.
+        chains: the chains of its blocks, with the options of each.
+        separate_cfg: whether unnamed calls are the branches of classifier-free guidance in turn.
+        rules: what its record says of its calls.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        chains: list[tuple[Chain, ChainOptions]],
+        *,
+        separate_cfg: bool = False,
+        rules: CallRules | None = None,
+    ) -> None:
+        self.chains = chains
+        #: Modules between blocks that do nothing while these are skipped, with their roles.
+        self.idle: list[tuple[torch.nn.Module, IdleRole]] = []
+        #: Modules whose input decisions are made by, with their roles.
+        self.observed: list[tuple[torch.nn.Module, ObserverRole]] = []
+        self.rules = rules or CallRules()
+        self.reader = CallReader(type(module), self.rules)
+        self.router = Router(self.reader, separate_cfg=separate_cfg)
+        #: Told of every computed step of every cache while it is set: nothing is skipped then.
+        self.observer: Callable[[Any, Any], None] | None = None
+        #: What servers know as ``_context_manager``, once somebody has asked for it: see ``attach.manager``.
+        self.manager: Any = None
+        #: The module whose calls are counted: the transformer, or the compiled wrapper around it.
+        self.owner: Callable[[], Any] = lambda: None
+        self.model_class = type(module).__name__
+        self._module = weakref.ref(module)
+
+    # -- what is asked of it
 
     @property
-    def similarity(self) -> Judge | None:
+    def config(self) -> Any:
+        """The cache configuration of the first chain: what concerns the transformer as a whole is read from it."""
+        return self.chains[0][1].cache
+
+    @property
+    def options(self) -> list[ChainOptions]:
+        """The configuration of each chain."""
+        return [options for _, options in self.chains]
+
+    @property
+    def max_sessions(self) -> int:
+        """How many requests may be open."""
+        limit: int = self.config.max_sessions
+        return limit
+
+    @property
+    def sessions(self) -> Mapping[Hashable, Session]:
+        """The open requests by their keys, the longest unused first."""
+        return self.router.pool.sessions
+
+    @property
+    def latest(self) -> Session | None:
+        """The request that was opened last."""
+        return self.router.pool.latest
+
+    @property
+    def cache_classes(self) -> list[type]:
+        """The kind of cache of each chain."""
+        return [cache_class(options) for options in self.options]
+
+    @property
+    def similarity(self) -> Similarity | None:
         """What decides instead of a measurement, given both tensors, ``threshold``, ``parallelized`` and ``prefix``.
 
         It says whether a step may be skipped, and its diff where it tells one. None: the engine measures.
         """
         if self.manager is None and not manager.eager:
             return None
-        judge: Judge | None = manager.manager_of(self).judge()
+        judge: Similarity | None = manager.manager_of(self).judge()
         return judge
 
-    @untraced
+    def check(self, options: Sequence[ChainOptions], scheduler: Any = None) -> list[ChainOptions]:
+        """The options of all chains, once it is clear that they can work here."""
+        for one, (chain, _) in zip(options, self.chains, strict=True):
+            checked(one, chain, self.model_class, functools.partial(self.run_scope, scheduler))
+            if one.observes:
+                observed_module(chain)
+        return list(options)
+
+    def run_scope(self, scheduler: Any, plan: Plan) -> PlanScope:
+        """What a plan can know of any run here: the transformer, and the scheduler where there is one."""
+        facts = {} if scheduler is None else scheduler_facts(scheduler)
+        return PlanScope(model_class=self.model_class, **transformer_facts(plan, self._module()), **facts)
+
+    def configure(self, options: Sequence[ChainOptions], scheduler: Any = None) -> None:
+        """Take other options for the requests to come, and end those that are open.
+
+        Args:
+            options: of each chain.
+            scheduler: that of the requests to come, where it is known.
+
+        Raises:
+            ConfigError: if they cannot work here; nothing has changed then.
+        """
+        accepted = self.check(options, scheduler)
+        self.close_all()
+        self.chains = [(chain, one) for (chain, _), one in zip(self.chains, accepted, strict=True)]
+        if (asked := self.config.enable_separate_cfg) is not None:
+            self.router.separate_cfg = asked
+
+    def observers(self, asked: Sequence[ChainOptions] | None = None) -> list[tuple[torch.nn.Module, ObserverRole]]:
+        """The modules that decisions look at, with options of a request or as they are, and those that there were."""
+        known = {id(module) for module, _ in self.observed}
+        for (chain, _), options in zip(self.chains, self.options if asked is None else asked, strict=True):
+            if options.observes and id(module := observed_module(chain)) not in known:
+                self.observed.append((module, ObserverRole(chain, module)))
+        return self.observed
+
+    # -- requests
+
+    def opened(self, request: Request, direction: int) -> Session:
+        """A new session for a request."""
+        return Session(
+            self.options,
+            direction=direction,
+            num_inference_steps=request.steps(self.config.num_inference_steps or _planned_steps(self.options)),
+            counts_down=request.counts_down,
+            keep=request.keep,
+        )
+
+    def close(self, key: Hashable, only: Session | None = None) -> None:
+        """End a request: its tensors are freed, its record stays for ``summary`` while it is the latest."""
+        if (closed := self.router.pool.close(key, only)) is not None:
+            self.explain(closed)
+
+    def close_all(self) -> None:
+        """End all requests."""
+        for closed in self.router.pool.close_all():
+            self.explain(closed)
+
+    def follow(self, session: Session, request: Request, branch: Hashable) -> None:
+        """Let a request go on with the options that its handle was given, if they are others now.
+
+        Raises:
+            CacheDitError: if they cannot work here; the request then has those of before.
+        """
+        revision = request.overrides.revision
+        if revision is None or revision is session.revision:
+            return
+        try:
+            self._update(session, request, self.check(request.options(self.options)), branch)
+        except CacheDitError:
+            request.overrides.refuse()
+            raise
+        session.revision = revision
+        request.overrides.accept()
+
+    def _update(self, session: Session, request: Request, options: Sequence[ChainOptions], branch: Hashable) -> None:
+        """Let a request go on with other options from the step on that is about to begin."""
+        if list(options) == session.options:
+            return
+        before, steps, known = session.options, session.num_inference_steps, session.guidance_checked
+        session.use(options)
+        session.num_inference_steps = request.steps(steps or _planned_steps(options))
+        try:
+            if not options[0].plans_as(before[0]):
+                session.guidance_checked = False
+            makers = {
+                (name, index): self._maker_of_policies(session, request, one, name)
+                for name in {branch, *(key[0] for key in session.caches)}
+                for index, one in enumerate(options)
+            }
+            for make in makers.values():
+                make()  # what does not fit is found before anything has changed
+            for module, role in self.observers(options):
+                put_on(module, observed_subclass, role)
+        except BaseException:
+            session.use(before)
+            session.num_inference_steps, session.guidance_checked = steps, known
+            raise
+        for key, cache in list(session.caches.items()):
+            name, _, index = key
+            chain, one = self.chains[index][0], options[index]
+            if type(cache) is not cache_class(one):
+                cache.free()
+                session.replaced[key] = cache
+                del session.caches[key]
+                continue
+            layout, cache.refused = layout_now(chain, one, last=index == len(self.chains) - 1)
+            cache.renew(one, layout, makers[name, index])
+
+    def _maker_of_policies(
+        self, session: Session, request: Request, options: ChainOptions, branch: Hashable, latent: Any = None
+    ) -> Callable[..., Any]:
+        """What makes the policy of a branch of a chain; ``latent`` is the transformer's first input, or None."""
+        scheduler = request.scheduler
+
+        def run(plan: Plan) -> PlanScope:
+            steps = request.steps(options.cache.num_inference_steps)
+            facts: dict[str, Any] = {"num_inference_steps": steps, **latent_facts(latent)}
+            if scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
+                facts |= schedule_facts(plan, scheduler, steps)
+            weighs = plan.scope.weights is not None
+            known: PlanScope = session.known.get(weighs) or self.run_scope(scheduler, plan)
+            session.known[weighs] = known
+            return replace(known, **facts)
+
+        return policy_maker(options, session, branch, model_class=self.model_class, scheduler=scheduler, run=run)
+
+    def explain(self, session: Session) -> None:
+        """One line of log that says why, when a request had the cache on and nothing was skipped."""
+        if session.explained or self.observer is not None:
+            return
+        reason = no_hit_reason(session, session.caches.values())
+        if reason is not None:
+            session.explained = True
+            logger.warning("cache_dit: the cache was on and no step was cached: %s", reason)
+        elif (left := departure(session.caches)) is not None:
+            session.explained = True
+            logger.warning("cache_dit: %s", left)
+
+    # -- a forward
+
+    @untraced_by_caller
     def begin(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, again: Forward | None = None
     ) -> Forward | None:
@@ -66,186 +317,218 @@ class TransformerState(Requests):
             args, kwargs: what it was called with.
             again: the forward that this one repeats, because its output was wrong.
         """
-        given = self.reader.given(args, kwargs)
+        given = self.reader.given(args, kwargs) if args else kwargs
         if self.rules.bypasses is not None and self.rules.bypasses(given):
             return None
-        request = current_request() or thread_request()
+        entered = ENTERED.get()
+        request = entered[-1] if entered else self.router.own.request
         if torch.is_grad_enabled() and needs_grad(module, given):
-            self.note_gradients(self.session(request))
+            self._note_gradients(self.router.session(request, self))
             return None
-        if again is not None:
-            return self._armed_in(again.session, request, args, kwargs, lambda: _repeated(again))
-        place = self.enter(request, given)
-        return self._armed_in(
-            place.session, request, args, kwargs, lambda: self._forward(module, given, request, place)
-        )
-
-    def _armed_in(
-        self,
-        session: Session,
-        request: Request,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        make: Callable[[], Forward],
-    ) -> Forward | None:
-        """A forward of a session that is held, armed; None where the request is not to be cached: nothing is kept."""
+        key = self.router.locate(request, given, self) if again is None else again.key
+        pool, session = self.router.pool, key[0]
         try:
-            forward = make()
-            if request.enabled:
-                return self._armed(forward, args, kwargs)
-            self.pool.free(session)
+            forward = self._forward(module, given, request, key) if again is None else again
+            if request.overrides.enabled:
+                for index in range(len(self.chains)):
+                    self.start(forward, index, 0)
+                for value in (*args, *kwargs.values()):
+                    if type(value) is list or type(value) is dict:
+                        args, kwargs = tuple(map(shallow, args)), {name: shallow(one) for name, one in kwargs.items()}
+                        break
+                forward.arguments = args, kwargs
+                for started in forward.chains:  # nothing can fail any more: the blocks may know
+                    current = started.cache.chain.current
+                    forward.previous.append(current.forward)
+                    current.forward = started
+                return forward
+            pool.free(session)
         except BaseException as error:
             if isinstance(error, ConfigError):  # nothing of this request was as it must be
-                self.pool.close(request.key, session)
-            self.pool.release(session)
+                pool.close(request.key, session)
+            pool.release(session)
             raise
-        self.pool.release(session)
+        pool.release(session)
         return None
 
-    def _armed(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Forward:
-        """Decide what can be decided of a forward, and let the blocks know."""
-        copies = (tuple(shallow(value) for value in args), {name: shallow(value) for name, value in kwargs.items()})
-        forward.arguments = copies
-        for index in range(len(self.chains)):
-            self._start(forward, index, 0)
-        for (chain, _), started in zip(self.chains, forward.passes, strict=True):
-            forward.previous.append(chain.current.run)
-            chain.current.run = started.run
+    def _forward(self, module: torch.nn.Module, given: Mapping[str, Any], request: Request, key: CallKey) -> Forward:
+        """What the caches must know of a call."""
+        session, branch, step, timestep = key
+        if session.refreshes_at is not None:
+            session.refresh(step)
+        if step > 0 and not session.guidance_checked:
+            self._check_guidance(session)
+        if step == 0:
+            session.group = parallel_group(module)
+            session.second_cache = bool(getattr(module, "is_cache_enabled", False))
+        times = {"step": float(step)}
+        if session.coordinates != _STEPS:
+            self._place(times, session, request, step, timestep)
+        forward = Forward(self, key, request, times, given)
+        if session.group is not None:
+            forward.group, forward.key_of_ranks = session.group, call_key(given)
+        if self.manager is not None or manager.eager:
+            forward.similarity = self.similarity
+        forward.conditions = conditions = self.reader.conditions(given)
+        monitor = session.monitors.get(branch)
+        if monitor is None:
+            monitor = session.monitors[branch] = ConditioningMonitor()
+        if (conditions or monitor.seen or monitor.seen is None) and monitor.changed(conditions):
+            forward.compute = "conditioning"
+        if conditions and session.options[0].cache.watches_conditioning:
+            forward.jump = functools.partial(monitor.jump, conditions)
+        if self.rules.computes is not None and self.rules.computes(given):
+            forward.compute = "required"
+        if session.second_cache:
+            forward.compute = "second_cache"
+        if self.observer is not None:
+            forward.compute, forward.observer = "observed", self.observer
         return forward
 
-    def _forward(self, module: torch.nn.Module, given: Mapping[str, Any], request: Request, place: Place) -> Forward:
-        """What lanes must know of a call."""
-        session, branch, step, timestep = place
-        if session.refreshes(step):
-            for lane in session.lanes.values():
-                lane.refresh(step)
-        self.check_guidance(session, step)
-        call = Call(step, branch=branch, times=self.times(session, request, step, timestep))
-        call.latent, call.batch = self.reader.latent(given)
-        call.group = parallel_group(module)
-        call.key = None if call.group is None else call_key(given)
-        call.judge = self.similarity
-        call.observer = self.observer
-        conditions = self.reader.conditions(given)
-        seen = session.conditions.setdefault(branch, Conditions())
-        if seen.changed(conditions):
-            call.compute = "conditioning"
-        if session.options[0].cache.watches_conditioning:
-            call.jump = functools.partial(seen.jump, conditions)
-        if self.rules.computes is not None and self.rules.computes(given):
-            call.compute = "required"
-        if getattr(module, "is_cache_enabled", False):
-            call.compute = "second_cache"
-        if self.observer is not None:
-            call.compute = "observed"
-        return Forward(session, request, branch, call, conditions)
+    def _place(
+        self, times: dict[str, float], session: Session, request: Request, step: int, timestep: float | None
+    ) -> None:
+        """A step's place on the coordinates that are asked for, as far as they are known, so turned that it ascends."""
+        if timestep is not None:
+            times["timestep"] = session.elapsed(timestep)
+        if (sigma := sigma_of(request.scheduler, step)) is not None:
+            times["sigma"] = -sigma
+        for coordinate in session.coordinates - times.keys():
+            self.chains[0][0].say_once("cache_dit: %s is not known here: predictions go by steps", coordinate)
 
-    def _start(self, forward: Forward, index: int, passed: int) -> Pass:
+    def _check_guidance(self, session: Session) -> None:
+        """Raise ``ConfigError`` where the first step called other branches of guidance than a plan was made with."""
+        called = tuple({branch_name(branch) for branch, _, _ in list(session.caches)})
+        for one in session.options:
+            if one.cache.plan is not None and called:
+                one.cache.plan.check(branches=called)
+        session.guidance_checked = True
+
+    def _note_gradients(self, session: Session) -> None:
+        """Say once why a request is not cached: gradients are asked for."""
+        if session.note is None:
+            session.note = "gradients"
+            self.explain(session)
+
+    def start(self, forward: Forward, index: int, passed: int) -> ChainForward:
         """Begin a pass over a chain."""
-        chain, _ = self.chains[index]
-        session, call = forward.session, forward.call
-        lane = session.lane(forward.branch, passed, index, lambda: self._open_lane(forward, index, passed))
-        apart = lane.options.cache.cfg_diff_compute_separate or call.judge is not None  # it is asked for each branch
-        shared = None if apart else session.shared_diffs(chain, call.step)
-        started = lane.start(call, shared)
-        started.run.next_pass = functools.partial(self._next_pass, forward, index, passed + 1)
-        forward.passes.append(started)
+        session = forward.session
+        key = (forward.branch, passed, index)
+        cache = session.caches.get(key)
+        if cache is None:
+            cache = self._opened_cache(forward, key)
+        shared = None
+        if forward.similarity is None and cache.options.shares_diffs:
+            shared = session.shared_diffs(cache.chain, forward.step)
+        started = cache.start(forward, shared)
+        started.index, started.passed = index, passed
+        forward.chains.append(started)
         return started
 
-    def _open_lane(self, forward: Forward, index: int, passed: int) -> BaseLane:
-        """A lane for a chain, fitted to what else is on its blocks by now: offloading, parallelism."""
-        chain, _ = self.chains[index]
-        options = forward.session.options[index]
+    def _opened_cache(self, forward: Forward, key: CacheKey) -> BranchCache:
+        """A cache for a branch of a chain, fitted to what else is on its blocks by now: offloading, parallelism."""
+        session, (branch, _, index) = forward.session, key
+        chain, options = self.chains[index][0], session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
-        latent = forward.call.latent
-        make = self.maker_of_policies(forward.session, forward.request, options, forward.branch, latent)
-        before = forward.session.replaced.pop((forward.branch, passed, index), None)
+        make = self._maker_of_policies(session, forward.request, options, branch, forward.latent)
+        before = session.replaced.pop(key, None)
         if before is not None:
             make = functools.partial(make, records=next((known.records for known in before.policies().values()), []))
-        lane: BaseLane = lane_class(options)(chain, layout, options, make)
+        cache: BranchCache = cache_class(options)(chain, layout, options, make)
         if before is not None:
-            lane.executed, lane.possible = before.executed, before.possible
-        lane.refused = refused
-        return lane
+            cache.executed, cache.possible = before.executed, before.possible
+        cache.refused = refused
+        session.caches[key] = cache
+        session.settled()
+        return cache
 
-    @untraced
-    def _next_pass(self, forward: Forward, index: int, passed: int) -> Run:
-        """A chain's blocks are called again in one forward: another pass, with a history of its own."""
-        run: Run = self._start(forward, index, passed).run
-        self.chains[index][0].current.run = run
-        return run
-
-    @untraced
+    @untraced_by_caller
     def end(self, forward: Forward, output: Any) -> bool:
         """Take the blocks' part back and enter what happened. False: the output is wrong, run the step again."""
-        self._disarm(forward)
-        unfilled = [started.lane for started in forward.passes if started.unfilled]
-        for lane in unfilled:
-            lane.refused = "last_block_not_called"
-            lane.free()
-        if unfilled:
-            return False
-        session, call = forward.session, forward.call
-        for started in forward.passes:
-            started.check_writes()
+        chains = self._disarmed(forward)
+        for started in chains:
+            if started.owes:
+                return self._refuse(chains)
+        session, grew = forward.session, False
+        for started in chains:
+            if started.originals:
+                started.check_writes()
             started.commit(output)
-            if started.why != "conditioning":  # another branch has tensors of its own to look at
-                session.share_diffs(started.lane.chain, call.step, started.diffs)
-        samples = call.jump is not None and forward.conditions and _measured(forward)
-        if samples and not any(started.run.skipped for started in forward.passes):
-            rows = _computed_rows(forward)
-            session.conditions[forward.branch].computed(forward.conditions, rows, call.batch)
-        session.note_bytes()
-        self._free_finished(forward)
-        self.pool.release(session)
+            cache = started.cache
+            if started.diffs is not None and cache.options.shares_diffs and started.why != "conditioning":
+                session.share_diffs(cache.chain, forward.step, started.diffs)
+            grew, cache.grew = grew or cache.grew, False
+        if forward.jump is not None:
+            grew = self._sample_conditions(forward, chains) or grew
+        if grew:
+            session.note_bytes()
+        if session.num_inference_steps == forward.step + 1 and session.finished:
+            self._free_finished(forward, chains)
+        self.router.pool.release(session)
         return True
 
-    @untraced
+    def _refuse(self, chains: list[ChainForward]) -> bool:
+        """No block has handed out a prediction: compute everything from now on; False."""
+        for started in chains:
+            if started.owes:
+                started.cache.refused = "last_block_not_called"
+                started.cache.free()
+        return False
+
+    def _sample_conditions(self, forward: Forward, chains: list[ChainForward]) -> bool:
+        """Keep samples of what conditions a computed step, where any decision may be measured."""
+        if any(started.skipped for started in chains) or not any(
+            policy.measures for started in chains for policy in started.cache.policies().values()
+        ):
+            return False
+        partial = [set(rows) for started in chains if (rows := started.computed_samples) is not None]
+        rows = sorted(set.intersection(*partial)) if partial else None
+        monitor = forward.session.monitors.get(forward.branch)
+        if monitor is not None:
+            monitor.computed(forward.conditions, rows, forward.batch)
+        return True
+
+    @untraced_by_caller
     def abandon(self, forward: Forward) -> None:
         """The forward failed: what its request had gathered is not to be trusted."""
-        self._disarm(forward)
-        self.pool.close(forward.request.key, forward.session)
-        self.pool.free(forward.session)
-        self.pool.release(forward.session)
+        self._disarmed(forward)
+        self.router.pool.close(forward.request.key, forward.session)
+        self.router.pool.free(forward.session)
+        self.router.pool.release(forward.session)
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
         """Around a call that is none of the cache's: blocks are plain in it, also inside a forward under way."""
-        before = [chain.current.run for chain, _ in self.chains]
+        before = [chain.current.forward for chain, _ in self.chains]
         for chain, _ in self.chains:
-            chain.current.run = None
+            chain.current.forward = None
         try:
             yield
         finally:
-            for (chain, _), run in zip(self.chains, before, strict=True):
-                chain.current.run = run
+            for (chain, _), forward in zip(self.chains, before, strict=True):
+                chain.current.forward = forward
 
-    def _disarm(self, forward: Forward) -> None:
-        for (chain, _), previous in zip(self.chains, forward.previous, strict=True):
-            chain.current.run = previous
-        for started in forward.passes:
-            started.run.close()
+    def _disarmed(self, forward: Forward) -> list[ChainForward]:
+        """Give the blocks what they had before; gives the forwards over the chains, which the forward lets go of."""
+        chains, forward.chains = forward.chains, []
+        for place, previous in enumerate(forward.previous):
+            self.chains[place][0].current.forward = previous
+        forward.previous = []
+        return chains
 
-    def _free_finished(self, forward: Forward) -> None:
-        """A lane that has made its last step needs no history any more."""
-        if forward.session.finished:
-            forward.session.conditions.pop(forward.branch, None)
-            for started in forward.passes:
-                started.lane.free()
-            self.explain(forward.session)
-
-
-def _measured(forward: Forward) -> bool:
-    """Whether any of its lanes may decide by a measurement."""
-    return any(policy.measures for started in forward.passes for policy in started.lane.policies().values())
+    def _free_finished(self, forward: Forward, chains: list[ChainForward]) -> None:
+        """A branch that has made its last step needs nothing of what was kept any more."""
+        forward.session.monitors.pop(forward.branch, None)
+        for started in chains:
+            started.cache.free()
+        self.explain(forward.session)
 
 
-def _computed_rows(forward: Forward) -> list[int] | None:
-    """The samples of the batch that computed in all chains; None: all did."""
-    partial = [set(started.run.rows) for started in forward.passes if isinstance(started.run, RowsRun)]
-    return sorted(set.intersection(*partial)) if partial else None
+#: The coordinates of who goes by steps alone.
+_STEPS = {"step"}
 
 
-def _repeated(forward: Forward) -> Forward:
-    """The same forward, with nothing begun."""
-    return Forward(forward.session, forward.request, forward.branch, forward.call, forward.conditions)
+def _planned_steps(options: Sequence[ChainOptions]) -> int | None:
+    """The steps that a plan was made for, or None."""
+    plan = options[0].cache.plan
+    return None if plan is None else plan.scope.num_inference_steps

@@ -15,21 +15,45 @@ import torch
 
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.attach.manager import manager_of
-from cache_dit.engine.forward.run import run_block
+from cache_dit.engine.forward.chain import ASK, LEAVE, PASS, WATCH, trace_by
 from cache_dit.engine.subclass import STATE
 
 
 def cached_block(base: Any, metaclass: Any) -> type:
-    """The subclass of a block's class: asks its chain whether to compute."""
+    """The subclass of a block's class: it does what the forward under way has for it.
+
+    This is what a compiled model traces: it reads only what is the same for every full step and for every cached one.
+    """
 
     class CachedBlock(base, metaclass=metaclass):  # type: ignore[metaclass, misc]
         @functools.wraps(base.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             role = self.__dict__.get(STATE)
-            run = None if role is None else role.current.run
-            if role is None or run is None:
+            if role is None:
                 return base.__call__(self, *args, **kwargs)
-            return run_block(role, run, super().__call__, args, kwargs)
+            forward = role.current.forward
+            if forward is None:
+                return base.__call__(self, *args, **kwargs)
+            place = role.position
+            if place <= forward.position:
+                forward = forward.next_pass()
+            forward.position = place
+            part = forward.parts[place]
+            if part <= LEAVE:
+                output = super().__call__(*args, **kwargs)  # not base's: the compiler knows nothing of that form
+                forward.executed += 1
+                if part == LEAVE:
+                    forward.last = role, output
+                return output
+            if part == ASK:
+                return forward.middle(role, super().__call__, args, kwargs)
+            if part == WATCH:
+                return forward.front(role, super().__call__, args, kwargs)
+            forward.skipped += 1
+            if part == PASS:
+                return role.io.passed(args, kwargs, forward.forms[place])
+            forward.owes = False
+            return role.io.build(forward.out_hidden, forward.out_encoder, forward.forms[place])
 
     return CachedBlock
 
@@ -78,13 +102,21 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
                 state = None
             forward = None
             while state is not None:
-                forward = state.begin(self, args, kwargs, again=forward)
+                traces = trace_by(None)
+                try:
+                    forward = state.begin(self, args, kwargs, again=forward)
+                finally:
+                    trace_by(traces)
                 if forward is None:
                     break
                 try:
                     output = base.__call__(self, *args, **kwargs)
-                    if state.end(forward, output):
-                        return output
+                    traces = trace_by(None)
+                    try:
+                        if state.end(forward, output):
+                            return output
+                    finally:
+                        trace_by(traces)
                 except BaseException:
                     state.abandon(forward)
                     raise
@@ -133,7 +165,7 @@ def _cache_context(owner: Any) -> Callable[..., Any]:
     def cache_context(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
         state = self.__dict__.get(STATE)
         name = args[0] if args else kwargs.get("name")
-        named = contextlib.nullcontext() if state is None else state.branch_named(name)
+        named = contextlib.nullcontext() if state is None else state.router.branch_named(name)
         with named, super(owner, self).cache_context(*args, **kwargs):
             yield
 

@@ -18,7 +18,7 @@ class UnclearError(Exception):
 _SHARED = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum)
 
 
-class Gathering:
+class BatchSplit:
     """Some samples of a batch: their part of what a block is called with, and its results put back in their places.
 
     Args:

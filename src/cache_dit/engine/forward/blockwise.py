@@ -1,7 +1,7 @@
 """DBPrune: each block is skipped by itself when its input hardly changed since it last ran.
 
-Every block that may be skipped has a past of its own: its input, in part or in full, and what it made of it. The inputs
-stay where and as they are; ``cache_device`` and ``cache_dtype`` are for what predictions are made from.
+Every block that may be skipped has snapshots of its own: its input, in part or in full, and what it made of it. The
+inputs stay where and as they are; ``cache_device`` and ``cache_dtype`` are for what predictions are made from.
 """
 
 from __future__ import annotations
@@ -12,26 +12,29 @@ from typing import Any
 
 import torch
 
-from cache_dit.engine.forward.blockwise_pass import JUMP, PrunePass
-from cache_dit.engine.forward.chain import Chain, Layout, Zone
-from cache_dit.engine.forward.stepwise import BaseLane, Call, Pass
+from cache_dit.engine.forward.blockwise_forward import JUMP, BlockwiseForward
+from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
+from cache_dit.engine.forward.call import Call
+from cache_dit.engine.forward.chain import ASK, WATCH, Chain, Layout, Zone
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.policies.base import Action
 from cache_dit.engine.policies.prune import PrunePolicy
-from cache_dit.engine.state.measure import Travelling, exceeds, read_numbers
-from cache_dit.engine.state.snapshots import Past
+from cache_dit.engine.state.measure import PendingDiffs, exceeds, read_numbers
+from cache_dit.engine.state.snapshots import Snapshots
 
 
-class BlockPast(Past):
+class BlockSnapshots(Snapshots):
     """What is kept of one block: its input when it last ran, and what it added."""
 
     input: torch.Tensor | None = None
+    #: mean|input|, where it was read when the input was new.
+    input_sizes: list[float] | None = None
     had_encoder: bool = False
 
     def clear(self) -> None:
         """Forget everything."""
         super().clear()
-        self.input = None
+        self.input = self.input_sizes = None
 
     @property
     def nbytes(self) -> int:
@@ -39,65 +42,72 @@ class BlockPast(Past):
         return super().nbytes + (0 if self.input is None else self.input.nbytes)
 
 
-class PruneLane(BaseLane):
-    """A lane of DBPrune.
+class BlockwiseCache(BranchCache):
+    """The cache of DBPrune.
 
     Args:
-        chain, layout, options: see ``BaseLane``.
+        chain, layout, options: see ``BranchCache``.
         make: makes the policy.
     """
 
     def __init__(self, chain: Chain, layout: Layout, options: ChainOptions, make: Callable[..., PrunePolicy]) -> None:
+        super().__init__(chain, layout, options)
         self.make = make
-        self.policy = make()
-        super().__init__(chain, _without(layout, self.policy), options)
-        self.blocks: dict[int, BlockPast] = {}
-        self.forms = [role.io.form for role in chain.roles]
-        self.travelling: Travelling | None = None
-        #: The blocks that the last measured step skipped, and those whose input is not what the block before returned.
+        self.blocks: dict[int, BlockSnapshots] = {}
+        self.pending: PendingDiffs | None = None
+        #: The blocks that the last measured step skipped.
         self.skips: frozenset[int] = frozenset()
-        self.apart: set[int] = set()
+        self._settle(make(), layout)
 
-    def start(self, call: Call, shared: list[float] | None = None) -> Pass:
+    def _settle(self, policy: PrunePolicy, layout: Layout) -> None:
+        """Take over what does not change from step to step."""
+        cache: Any = self.options.cache
+        self.policy = policy
+        self.layout = _without(layout, policy)
+        self.caches, self.measures = policy.caches, policy.measures
+        self.lags = policy.measures and cache.prune_decision == "previous"
+        self.factor = _thinning(self.options)
+        reads = all(role.io.reads_encoder for role in self.chain.roles)  # else those that compute give E to the others
+        front = [] if reads else [place for place, zone in enumerate(self.layout.zones) if zone is Zone.FRONT]
+        self.parts = self.layout.parts(ASK, but=dict.fromkeys(front, WATCH))
+
+    def start(self, call: Call, shared: list[float] | None = None) -> ChainForward:
         """Decide what can be decided before the forward."""
         why = self.why_compute(call, len(self.blocks))
         action = Action.COMPUTE if why else self.policy.decide(call.step)
-        if action is Action.SKIP and self.judged(call):
+        judged = self.judged(call)
+        if action is Action.SKIP and judged:
             action = Action.MEASURE
         chosen = None
-        if action is Action.MEASURE and self.lags and not self.judged(call):
+        if action is Action.MEASURE and self.lags and not judged:
             chosen, why = self._chosen(call.step)
         known = {} if shared is None else {place: diff for place, diff in enumerate(shared) if math.isfinite(diff)}
         if action is Action.MEASURE and known and call.jump is not None:  # no diff is read, which it could go with
             jump = call.jump()
             if jump is not None and self.jumps(read_numbers([jump], call.group)[0]):
                 action, why = Action.COMPUTE, "conditioning"
-        return PrunePass(self, call, action, chosen=chosen, known=known, why=why)
-
-    @property
-    def lags(self) -> bool:
-        """Whether steps are decided by the diffs of the step before."""
-        cache: Any = self.options.cache
-        return self.policy.measures and cache.prune_decision == "previous"
+        return BlockwiseForward(self, call, action, chosen=chosen, known=known, why=why)
 
     @property
     def waits(self) -> bool:
         """Whether a step may wait for what was measured in it."""
-        return self.policy.measures and not self.lags
+        return self.measures and not self.lags
 
     def judged(self, call: Call) -> bool:
         """Whether a replaced ``similarity`` decides: also where the policy alone would not measure."""
-        return call.judge is not None and self.policy.caches and not self.policy.static
+        return call.similarity is not None and self.caches and not self.policy.static
 
     def _chosen(self, step: int) -> tuple[frozenset[int], str | None]:
         """The blocks to skip by the diffs of the step before, and why there are none where that is known."""
-        if self.travelling is None:
+        if self.pending is None:
             return frozenset(), None
-        measured_in, diffs = self.travelling.arrived()
+        measured_in, diffs = self.pending.arrived()
         jump = diffs.pop(JUMP, 0.0)
         self.policy.note_diffs(measured_in, diffs)
         for position, diff in self.policy.previous_diffs.items():
-            if not math.isfinite(diff):
+            if math.isfinite(diff):
+                self.blocks[position].unread = 0
+            else:
                 self.blocks[position].clear()
         if self.jumps(jump):
             return frozenset(), "conditioning"
@@ -105,37 +115,40 @@ class PruneLane(BaseLane):
 
     def jumps(self, jump: float) -> bool:
         """Whether what the model is conditioned on has changed too much."""
-        cache = self.options.cache
-        return exceeds(jump, cache.conditioning_diff_threshold)
+        return exceeds(jump, self.options.cache.conditioning_diff_threshold)
 
-    def block(self, position: int) -> BlockPast:
-        """The past of a block, made where it is missing."""
+    def block(self, position: int) -> BlockSnapshots:
+        """What is kept of a block, made where it is missing."""
         if position not in self.blocks:
-            self.blocks[position] = BlockPast(self.options, watch=self.policy.measures)
+            self.blocks[position] = BlockSnapshots(self.options, watch=self.measures)
         return self.blocks[position]
 
     def thinned(self, hidden: torch.Tensor) -> torch.Tensor:
         """The part of a block's input that is compared."""
-        factor = _thinning(self.options)
-        return hidden[..., ::factor].contiguous() if factor > 1 else hidden
+        return hidden[..., :: self.factor].contiguous() if self.factor > 1 else hidden
 
     def policies(self) -> dict[str, Any]:
-        """The lane's one policy."""
+        """The one policy."""
         return {"": self.policy}
 
     def renew(self, options: ChainOptions, layout: Layout, make: Callable[..., PrunePolicy]) -> None:
         """Go on with other options from the next step on; what is kept of the blocks stays where it serves them too."""
-        before = self.options, self.layout, self.policy
+        before = self._kept()
         self.options, self.make = options, make
-        self.policy = make(records=self.policy.records, origin=self.policy.origin)
-        self.layout = _without(layout, self.policy)
-        if _kept(*before) != _kept(self.options, self.layout, self.policy):
+        self._settle(make(records=self.policy.records, origin=self.policy.origin), layout)
+        if before != self._kept():
             self.free()
+
+    def _kept(self) -> tuple[object, ...]:
+        """All that says what is kept of the blocks, and how."""
+        cache = self.options.cache
+        places = cache.cache_device, cache.cache_dtype, self.factor
+        return self.layout, self.options.calibrator, *places, self.measures
 
     def refresh(self, step: int) -> None:
         """Begin anew at a step."""
         self.free()
-        self.policy = self.make(records=self.policy.records, origin=step)
+        self._settle(self.make(records=self.policy.records, origin=step), self.layout)
 
     def forget(self) -> None:
         """Drop what is kept of all blocks."""
@@ -146,8 +159,7 @@ class PruneLane(BaseLane):
     def free(self) -> None:
         """Drop all tensors."""
         super().free()
-        self.travelling = None
-        self.skips = frozenset()
+        self.pending, self.skips = None, frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -155,8 +167,8 @@ class PruneLane(BaseLane):
         return sum(block.nbytes for block in self.blocks.values())
 
     @property
-    def pasts(self) -> list[Past]:
-        """The blocks' pasts."""
+    def snapshots(self) -> list[BlockSnapshots]:
+        """What is kept of each block."""
         return list(self.blocks.values())
 
 
@@ -173,10 +185,3 @@ def _thinning(options: ChainOptions) -> int:
     cache: Any = options.cache
     factor = options.extra.downsample_factor
     return max(4, factor) if cache.force_reduce_calibrator_vram and options.calibrator is not None else factor
-
-
-def _kept(options: ChainOptions, layout: Layout, policy: PrunePolicy) -> tuple[object, ...]:
-    """All that says what is kept of the blocks, and how."""
-    cache: Any = options.cache
-    places = cache.cache_device, cache.cache_dtype, _thinning(options)
-    return layout, options.calibrator, *places, policy.measures

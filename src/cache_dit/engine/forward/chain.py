@@ -6,19 +6,18 @@ The first ``Fn`` blocks (F) and the last ``Bn`` blocks (B) always compute. The m
 from __future__ import annotations
 
 import enum
+import importlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import torch
 
 from cache_dit.engine.adapters.pattern import JOINS, BlockIO, Join
 from cache_dit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cache_dit.engine.forward.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +29,34 @@ def untraced(function: Function) -> Function:
     return cast(Function, torch.compiler.disable(function))
 
 
+try:
+    _set_eval_frame: Any = importlib.import_module("torch._C._dynamo.eval_frame").set_eval_frame
+except (ImportError, AttributeError):  # a torch that keeps it elsewhere
+    _set_eval_frame = None
+
+
+def untraced_by_caller(function: Function) -> Function:
+    """What is called between ``before = trace_by(None)`` and ``trace_by(before)`` alone needs nothing more."""
+    return untraced(function) if _set_eval_frame is None else function
+
+
+#: For a stretch of a function that is not traced itself: what ``untraced`` comes down to, without its three calls.
+trace_by: Callable[[Any], Any] = _set_eval_frame or (lambda callback: None)
+
+
 class Zone(enum.IntEnum):
     """Where in its chain a block stands."""
 
     FRONT = 0
     MIDDLE = 1
     BACK = 2
+
+
+#: What a block does in a forward. Small numbers: compiled code may read them.
+COMPUTE, LEAVE, WATCH, ASK, PASS, FILL = range(6)
+# COMPUTE: it runs. LEAVE: it runs, and may turn out to be the last M block that did. WATCH: an F block whose input or
+# output the decision needs. ASK: what it does is asked when it is called. PASS: it hands on what it was given.
+# FILL: it hands out the prediction.
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Layout:
         """How many blocks stand in front."""
         return self.last_front + 1
 
-    @property
+    @cached_property
     def middle(self) -> int:
         """How many blocks can be skipped."""
         return self.zones.count(Zone.MIDDLE)
@@ -74,17 +95,27 @@ class Layout:
         """How many blocks stand at the back."""
         return self.zones.count(Zone.BACK)
 
+    def parts(self, middle: int, *, but: Mapping[int, int] | None = None) -> tuple[int, ...]:
+        """What each block does.
+
+        Args:
+            middle: what the M blocks do.
+            but: what blocks at certain places do instead.
+        """
+        usual = (middle if zone is Zone.MIDDLE else COMPUTE for zone in self.zones)
+        return tuple((but or {}).get(place, part) for place, part in enumerate(usual))
+
 
 class _Current(threading.local):
-    """The run of a chain that is under way in this thread, or None: then the blocks act plain.
+    """The forward of a chain that is under way in this thread, or None: then the blocks act plain.
 
     Each thread's own from the start: a default of the class is what `torch.compile` takes for it before torch 2.13.
     """
 
-    run: Run | None
+    forward: Any  # a `ChainForward`
 
     def __init__(self) -> None:
-        self.run = None
+        self.forward = None
 
 
 class BlockRole:
@@ -114,8 +145,8 @@ class IdleRole:
 
     def idles(self) -> bool:
         """Whether the blocks around it are being skipped: its result goes nowhere."""
-        run = self.current.run
-        return run is not None and run.idles()
+        forward = self.current.forward
+        return forward is not None and forward.idles()
 
 
 class Chain:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,16 +36,19 @@ _TEXTS = _words("text txt prompt caption cap pooled encoder llama3 t5")
 _TEXT_NAMES = _words("context attention_mask")
 
 
-def conditions_of(given: Mapping[str, Any], latent: str | None) -> dict[str, torch.Tensor]:
-    """The tensors of a call that are neither its latent, nor its timestep, nor a text state, by their place.
+def conditions_of(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a call that condition the run, by their place.
 
     Args:
         given: the call's arguments by name.
-        latent: the name of the argument that holds the latent.
+        names: the names of those that do; see ``is_condition``.
     """
     found: dict[str, torch.Tensor] = {}
-    for name, value in given.items():
-        if value is not None and name != latent and is_condition(name):
+    for name in names:
+        value = given[name]
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, (Mapping, list, tuple)):
             found.update(_leaves(name, value))
     return found
 
@@ -112,20 +115,21 @@ class _Seen:
         return self.stays > 0 and self.version is not None
 
 
-class Conditions:
+class ConditioningMonitor:
     """The conditioning tensors of one branch of a request, as its calls have shown them."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Seen] | None = None
+        #: By place, what the calls have shown; None before the first.
+        self.seen: dict[str, _Seen] | None = None
         self._samples: dict[str, torch.Tensor] = {}  # of this call
 
     def changed(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Take note of a call's tensors. Whether one of them is certainly not what it was at the call before."""
         self._samples.clear()
-        before = self._seen
+        before = self.seen
         if before is not None and before.keys() == tensors.keys():
             return any([before[path].changes(tensor) for path, tensor in tensors.items()])
-        self._seen = {path: _Seen(tensor) for path, tensor in tensors.items()}
+        self.seen = {path: _Seen(tensor) for path, tensor in tensors.items()}
         return before is not None
 
     def jump(self, tensors: Mapping[str, torch.Tensor], samples: int | None = None) -> torch.Tensor | None:
@@ -144,7 +148,7 @@ class Conditions:
         made_anew: list[_Pair] = []
         kept: list[_Pair] = []
         for path, now in self._samples.items():
-            seen = (self._seen or {})[path]
+            seen = (self.seen or {})[path]
             if seen.sample is not None and seen.sample.shape == now.shape and seen.sample.device == now.device:
                 (kept if seen.stays else made_anew).append((seen.sample, now))
         if samples is None:
@@ -165,7 +169,7 @@ class Conditions:
             batch: the number of samples; tensors of another length belong to all of them, and are kept.
         """
         self._take_samples(tensors)
-        for path, seen in (self._seen or {}).items():
+        for path, seen in (self.seen or {}).items():
             now, before = self._samples.get(path), seen.sample
             partly = rows is not None and now is not None and now.shape[:1] == (batch,)
             if partly and now is not None and alike(before, now) and before is not None:
@@ -175,14 +179,14 @@ class Conditions:
         self._samples = {}
 
     def _take_samples(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        for path, seen in (self._seen or {}).items():
+        for path, seen in (self.seen or {}).items():
             if not seen.trusted and path not in self._samples and (sample := _sample(tensors[path])) is not None:
                 self._samples[path] = sample
 
     @property
     def nbytes(self) -> int:
         """Bytes of the samples."""
-        return sum(0 if seen.sample is None else seen.sample.nbytes for seen in (self._seen or {}).values())
+        return sum(0 if seen.sample is None else seen.sample.nbytes for seen in (self.seen or {}).values())
 
 
 def _version(tensor: torch.Tensor) -> int | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.forward.chain import Chain
-from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.policies.base import Probe
 from cache_dit.errors import ConfigError
 
@@ -22,14 +21,9 @@ class ObserverRole:
 
     def see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Leave what the module is called with for the decision."""
-        run = self.current.run
-        if run is not None and run.watches is Probe.MODULATED and run.probe is None:
-            run.probe = args[0] if args else kwargs.get(self.argument)
-
-
-def observes(options: ChainOptions) -> bool:
-    """Whether decisions by these options look at the modulated input."""
-    return options.policy is not None and options.policy.probe is Probe.MODULATED
+        forward = self.current.forward
+        if forward is not None and forward.watches is Probe.MODULATED and forward.probe is None:
+            forward.probe = args[0] if args else kwargs.get(self.argument)
 
 
 def observed_module(chain: Chain) -> Any:

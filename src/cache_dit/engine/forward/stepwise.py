@@ -1,451 +1,265 @@
-"""One branch of one chain in one request: when to compute, and what a skipped step is filled with."""
+"""The cache whose middle blocks compute or are skipped together: DBCache's, and that of all policies like it.
+
+The decision is made for the batch as a whole, or for each of its samples (``samplewise``).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
-from cache_dit.engine.forward.chain import BlockRole, Chain, Layout, untraced
-from cache_dit.engine.forward.run import ChainRun, Run, take_snapshot
+from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
+from cache_dit.engine.forward.call import Call
+from cache_dit.engine.forward.chain import ASK, COMPUTE, FILL, LEAVE, PASS, WATCH, BlockRole, Chain, Layout
+from cache_dit.engine.forward.stepwise_forward import StepwiseForward
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.policies.base import Action, Probe, StepPolicy
-from cache_dit.engine.state.measure import Reading, Transformation, read_back, read_numbers, read_relative_l1
-from cache_dit.engine.state.snapshots import Past
-
-#: A replacement of ``CachedContextManager.similarity``: whether a step may be skipped, and the diff if it tells one.
-Judge = Callable[..., tuple[bool, float | None]]
+from cache_dit.engine.state.measure import EasyCacheProbe, Reading, read_numbers
+from cache_dit.engine.state.snapshots import Snapshots
 
 
-@dataclass
-class Call:
-    """What lanes must know of one call of the transformer.
+class Sample:
+    """What decides and predicts for itself: the batch as a whole, or one sample of it."""
 
-    Args:
-        step: the step's number in its request.
-        branch: what tells the call from the others of its step.
-        times: the step's place on each coordinate that is known; predictors see it ascend.
-        compute: why this step must compute whatever a policy says, or None.
-        latent: the transformer's first input.
-        batch: its number of samples.
-        group: the process group that decides together, or None.
-        key: what the call looks like on all ranks of the group: another one than at the last computed step is a miss.
-        jump: measures by how much a conditioning tensor differs from the last computed step's, at most, or of each
-            sample where their number is given; gives None where none can. None: nobody asks.
-        judge: what decides instead of a measurement, with the diff it saw, or None.
-        observer: told of every computed step; None: nobody asks.
-    """
-
-    step: int
-    branch: Hashable = None
-    times: Mapping[str, float] = field(default_factory=dict)
-    compute: str | None = None
-    latent: torch.Tensor | None = None
-    batch: int = 1
-    group: Any = None
-    key: Hashable = None
-    jump: Callable[..., torch.Tensor | None] | None = None
-    judge: Judge | None = None
-    observer: Callable[[Pass, Any], None] | None = None
+    def __init__(self, options: ChainOptions, policy: StepPolicy) -> None:
+        self.policy = policy
+        self.snapshots = Snapshots(options, watch=policy.measures, predictor=policy.predictor)
 
 
-class BaseLane:
-    """What all lanes share: the chain, its layout and options, and the account of what ran.
+class Parts(NamedTuple):
+    """What the blocks of a chain do: until the first M block asks, in a computed step, and in a cached one."""
+
+    asking: tuple[int, ...]
+    leaving: tuple[int, ...]
+    passing: tuple[int, ...]
+
+
+class StepwiseCache(BranchCache):
+    """The cache of DBCache and its like.
 
     Args:
-        chain: the chain.
-        layout: which of its blocks can be skipped.
-        options: its configuration.
+        chain, layout, options: see ``BranchCache``.
+        make: makes a policy; called again with ``records`` or ``origin`` when the request is refreshed.
     """
 
-    def __init__(self, chain: Chain, layout: Layout, options: ChainOptions) -> None:
-        self.chain = chain
-        self.layout = layout
-        self.options = options
-        self.executed = 0
-        self.possible = 0
-        self.call_key: Hashable = None
-        #: Why this lane computes everything from now on, once something showed that it cannot be cached.
-        self.refused: str | None = None
-
-    def start(self, call: Call, shared: list[float] | None = None) -> Pass:
-        """Decide what can be decided before the forward.
-
-        Args:
-            call: the call.
-            shared: the diffs that another branch measured in this step, to decide by instead of measuring.
-        """
-        raise NotImplementedError
-
-    def why_compute(self, call: Call, kept: int) -> str | None:
-        """Why a step must compute before any policy is asked, or None.
-
-        Args:
-            call: the call.
-            kept: how many snapshots there are.
-        """
-        other = call.key != self.call_key and kept
-        self.call_key = call.key
-        return (
-            call.compute
-            or ("shape" if other else None)
-            or self.refused
-            or (None if self.layout.middle else "no_middle")
-        )
-
-    def renew(self, options: ChainOptions, layout: Layout, make: Callable[..., Any]) -> None:
-        """Go on with other options from the next step on; the steps done so far count.
-
-        Args:
-            options, layout: the new ones.
-            make: makes the policy.
-        """
-        raise NotImplementedError
-
-    def refresh(self, step: int) -> None:
-        """Begin anew at a step: warm-up and mask count from it, and nothing from before it is used."""
-        raise NotImplementedError
-
-    @property
-    def waits(self) -> bool:
-        """Whether a step may wait for what was measured in it."""
-        return any(policy.measures for policy in self.policies().values())
-
-    def policies(self) -> dict[str, Any]:
-        """The policies, by what tells them apart within the lane: nothing, or the number of a sample."""
-        raise NotImplementedError
-
-    def thinned(self, probe: Any) -> Any:
-        """The part of a probe that is compared."""
-        factor = self.options.extra.downsample_factor
-        return probe[..., ::factor].contiguous() if factor > 1 and isinstance(probe, torch.Tensor) else probe
-
-    def forget(self) -> None:
-        """Drop what predictions are made from: the next step computes."""
-        raise NotImplementedError
-
-    def free(self) -> None:
-        """Drop all tensors; what is known of the steps stays for ``summary``."""
-        self.forget()
-
-    def account(self, run: Run) -> None:
-        """Count what a pass ran."""
-        self.possible += run.executed + run.skipped
-        self.executed += run.executed
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of live tensors."""
-        raise NotImplementedError
-
-    @property
-    def pasts(self) -> list[Past]:
-        """All that predictions are made from."""
-        raise NotImplementedError
-
-
-class Pass:
-    """A lane in one pass of one forward: the bookkeeping around a ``Run``.
-
-    Args:
-        run: what the blocks see.
-        call: the call.
-    """
-
-    def __init__(self, lane: BaseLane, run: Run, call: Call) -> None:
-        self.lane: Any = lane
-        self.run: Any = run
-        self.call = call
-        #: What was measured, for another branch to decide by.
-        self.diffs: list[float] | None = None
-        self.why: str | None = None
-
-    @property
-    def unfilled(self) -> bool:
-        """Whether blocks were skipped and no block handed out the prediction: the output is then wrong."""
-        return False
-
-    def check_writes(self) -> None:
-        """After a chain's first computed step: do its blocks write into their input?"""
-        chain, run = self.lane.chain, self.run
-        if run.originals and chain.writes_input is None:
-            home = run.originals[0][0].device
-            written = [(stream != copy).any().to(home) for stream, copy in run.originals]
-            chain.writes_input = bool(read_back(torch.stack(written).any().reshape(1))[0])
-        run.originals.clear()
-
-    def commit(self, output: Any) -> None:
-        """Enter what happened into the policy and the history.
-
-        Args:
-            output: what the transformer returned.
-        """
-        raise NotImplementedError
-
-
-class Lane(BaseLane):
-    """A lane of DBCache and its like: the middle blocks compute or are skipped together.
-
-    Args:
-        chain, layout, options: see ``BaseLane``.
-        make: makes the policy; called again with ``records`` or ``origin`` when the request is refreshed.
-    """
+    #: Makes the forward of a step.
+    forward: Callable[..., StepwiseForward] = StepwiseForward
+    #: Whether each sample of the batch decides for itself.
+    apart = False
 
     def __init__(self, chain: Chain, layout: Layout, options: ChainOptions, make: Callable[..., StepPolicy]) -> None:
         super().__init__(chain, layout, options)
         self.make = make
-        self.policy = make()
-        self.past = Past(options, watch=self.policy.measures, predictor=self.policy.predictor)
         self.probe: torch.Tensor | None = None
-        self.transformation = Transformation() if self.policy.probe is Probe.LATENT else None
+        #: mean|probe|, one or one a sample, where it was read when the probe was new.
+        self.probe_sizes: list[float] | None = None
+        self.easycache: EasyCacheProbe | None = None
+        #: What the last computed step has shown of the blocks.
         self.last_role: BlockRole | None = None
         self.had_encoder = False
-        self.forms = [role.io.form for role in chain.roles]
-        self.traced = False  # whether compiled code reads the predictions
+        #: Whether the forms of the blocks' results are to be seen: at first, and in compiled code always.
+        self.learns = True
+        #: Whether compiled code reads the predictions.
+        self.traced = False
+        self.parts = Parts((), (), ())
+        self.samples: list[Sample] = [] if self.apart else [Sample(options, make())]
+        self._settle(self.samples[0].policy if self.samples else make())
 
-    def start(self, call: Call, shared: list[float] | None = None) -> Pass:
+    def _settle(self, policy: StepPolicy) -> None:
+        """Take over what does not change from step to step."""
+        self.caches, self.static = policy.caches, policy.static
+        self.probes = policy.probe if policy.measures else None
+        self.pools = self.options.cache.decision == "mean"
+        if policy.probe is not Probe.LATENT or self.apart:
+            self.easycache = None
+        elif self.easycache is None:
+            self.easycache = EasyCacheProbe()
+        self._fitted: tuple[Any, ...] = ()
+
+    # -- before the forward
+
+    def start(self, call: Call, shared: list[float] | None = None) -> ChainForward:
         """Decide what can be decided before the forward."""
-        compute = self.why_compute(call, len(self.past))
-        action = Action.COMPUTE if compute else self.policy.decide(call.step)
-        if action is Action.SKIP and self._judged(call):
-            action = Action.MEASURE
-        if self.transformation is not None and self._judged(call):
+        compute = self.why_compute(call, len(self.samples[0].snapshots.hidden.times) if self.samples else 0)
+        if self.apart and len(self.samples) != call.batch:
+            compute = compute or ("shape" if self.samples else None)
+            self._resize(call.batch)
+        observed = call.observer is not None
+        asks = call.similarity is not None and self._asks()
+        watches = Probe.MODULATED if observed else None if self.refused else self.probes
+        if asks and watches is None:
+            watches = Probe.RESIDUAL
+        keeps = (self.caches or observed) and self.refused is None
+        if self._fitted != (watches, keeps):
+            self._fit(watches, keeps)
+        forward = self.forward(self, call, self.parts.asking)
+        forward.watches, forward.keeps, forward.learns = watches, keeps, self.learns
+        forward.keeps_state = (False, False) if observed else self.options.keeps_state
+        forward.last_role, forward.had_encoder = self.last_role, self.had_encoder
+        forward.actions, forward.reasons = [], []
+        for sample in self.samples:
+            action = Action.COMPUTE if compute else sample.policy.decide(call.step)
+            forward.actions.append(Action.MEASURE if asks and action is Action.SKIP else action)
+            forward.reasons.append(compute)
+        if (shared is not None or self.easycache is not None) and Action.MEASURE in forward.actions:
+            self._answer_now(forward, shared)
+        for place, sample in enumerate(self.samples):
+            if forward.actions[place] is not Action.COMPUTE:
+                if not sample.snapshots.hidden.times:
+                    forward.actions[place], forward.reasons[place] = Action.COMPUTE, "no_snapshot"
+                elif sample.snapshots.travels and not self.traced:  # traced: fetched already
+                    sample.snapshots.prefetch()
+        if Action.MEASURE in forward.actions:
+            forward.measure = True
+        elif Action.SKIP in forward.actions:
+            forward.settle()
+        return forward
+
+    def _asks(self) -> bool:
+        """Whether a replaced ``similarity`` decides: also where the policy alone would not measure."""
+        if self.apart:
+            self.chain.say_once("cache_dit: a replaced similarity judges a whole batch: decision='sample' asks none")
+        elif self.caches and not self.static and self.easycache is not None:
             self.chain.say_once(
                 "cache_dit: policy=%r compares no blocks: a replaced similarity is not asked", self.options.cache.policy
             )
-        diff: float | None = None
-        why = compute
-        if action is Action.MEASURE and (shared is not None or self.transformation is not None):
-            reading = self._known(call, shared)
-            diff = None if reading is None else reading.diffs[0]
-            accepted = diff is not None and self.policy.accept(diff)
-            if shared is None and diff is not None and not math.isfinite(diff):
-                self.forget()  # as in ``LanePass.decide``
-            why = "not_measured" if reading is None else None
-            if reading is not None and reading.jumped(self.options.cache.conditioning_diff_threshold):
-                accepted, why = False, "conditioning"
-            action = Action.SKIP if accepted else Action.COMPUTE
-        if action is not Action.COMPUTE and len(self.past) == 0:
-            action, why = Action.COMPUTE, "no_snapshot"
-        run = ChainRun(
-            self.chain,
-            self.layout,
-            watches=self.watches(call),
-            keeps_state=(False, False) if call.observer is not None else self.options.keeps_state,
-            skip=action is Action.SKIP,
-            measure=action is Action.MEASURE,
-            keeps=(self.policy.caches or call.observer is not None) and self.refused is None,
-            last_role=self.last_role,
-            had_encoder=self.had_encoder,
-            forms=self.forms,
-        )
-        if run.skip:
-            self.predict(run, call)
-        if run.measure or (run.skip and not self.traced):  # traced: fetched already
-            self.past.prefetch()
-        return LanePass(self, run, call, diffs=None if diff is None else [diff], why=why)
+        return self.caches and not (self.static or self.apart or self.easycache)
 
-    def _known(self, call: Call, shared: list[float] | None) -> Reading | None:
-        """The diff of a step that is decided before the forward; None where there is none yet."""
-        jump = None if call.jump is None else call.jump()
-        beside = () if jump is None else (jump,)
+    def _answer_now(self, forward: StepwiseForward, shared: list[float] | None) -> None:
+        """Let the policies judge diffs that are known before the forward: another branch's, or EasyCache's."""
+        call = forward.call
+        jump = None if call.jump is None else call.jump(call.batch if self.apart else None)
+        beside = () if jump is None else tuple(jump) if jump.dim() else (jump,)
         if shared is not None:
-            return Reading(shared[:1], read_numbers(beside, call.group) if beside else [])
-        increment = None if self.transformation is None else self.transformation.increment(call.latent)
-        if increment is None:
-            return None
-        if (health := self.past.health()) is not None:
-            increment = increment + 0 * health.to(increment)
-        numbers = read_numbers((increment, *beside), call.group)
-        return Reading(numbers[:1], numbers[1:])
+            if len(shared) != len(self.samples):
+                return
+            forward.reading = Reading(shared, read_numbers(beside, call.group) if beside else [])
+        elif self.easycache is not None and (increment := self.easycache.increment(call.latent)) is not None:
+            for health in self.samples[0].snapshots.health:
+                increment = increment + 0 * health.to(increment)
+            numbers = read_numbers((increment, *beside), call.group)
+            forward.reading = Reading(numbers[:1], numbers[1:])
+        forward.diffs = None if forward.reading is None else forward.reading.diffs
+        for place, action in enumerate(forward.actions):
+            if action is Action.MEASURE:
+                forward.answer(place, "not_measured", own=shared is None)
 
-    def watches(self, call: Call) -> Probe | None:
-        """What of the F blocks is kept for the decision."""
-        if call.observer is not None:
-            return Probe.MODULATED
-        if self.policy.measures:
-            return self.policy.probe
-        return Probe.RESIDUAL if self._judged(call) else None
+    def _fit(self, watches: Probe | None, keeps: bool) -> None:
+        """Settle what the blocks do.
 
-    def _judged(self, call: Call) -> bool:
-        """Whether a replaced ``similarity`` decides: also where the policy alone would not measure."""
-        return call.judge is not None and self.policy.caches and not self.policy.static
+        Args:
+            watches: what of the F blocks is kept for the decision.
+            keeps: whether a computed step leaves a snapshot.
+        """
+        self._fitted, layout = (watches, keeps), self.layout
+        if not keeps and watches is None:
+            self.parts = Parts(*[layout.parts(COMPUTE)] * 3)
+            return
+        unread = any(not role.io.reads_encoder for role in self.chain.roles)  # E: the last F block gives it
+        front = {0} if watches is Probe.RESIDUAL else set()
+        if unread or watches in (Probe.RESIDUAL, Probe.STATE):
+            front.add(layout.last_front)
+        watched = {place: WATCH for place in front if 0 <= place <= layout.last_front}
+        asking = passing = layout.parts(ASK, but=watched)
+        if self.last_role is not None and not unread:
+            passing = layout.parts(PASS, but=watched | {self.last_role.position: FILL})
+        self.parts = Parts(asking, layout.parts(LEAVE, but=watched | {layout.last_middle: ASK}), passing)
 
-    def predict(self, run: ChainRun, call: Call) -> None:
-        """Put the prediction for a step where the blocks will take it from."""
-        run.predicted_hidden, run.predicted_encoder = self.past.predictions(call, summed=self.traced)
+    # -- at a decision
+
+    def health(self, samples: int) -> list[torch.Tensor]:
+        """Vectors of one number for each of the samples, not finite where a snapshot is not."""
+        if not self.apart:
+            return [number.expand(samples) for number in self.samples[0].snapshots.health]
+        known = [number for sample in self.samples for number in sample.snapshots.health]
+        if not known:
+            return []
+        zero = torch.zeros_like(known[0])
+        return [torch.stack([sum(sample.snapshots.health, zero) for sample in self.samples])]
+
+    def pooled(self, diffs: list[float]) -> list[float]:
+        """The one diff that a batch is decided by, of those of its samples."""
+        if not all(map(math.isfinite, diffs)):
+            return [math.nan]
+        return [min(diffs) if self.options.cache.decision == "all" else max(diffs)]
+
+    def say_that_all_decide(self) -> None:
+        """The samples cannot be told apart: say so once."""
+        self.chain.say_once(
+            "cache_dit: decision=%r needs the samples along the first dimension of %s: the mean over all decides",
+            self.options.cache.decision,
+            self.chain.name,
+        )
+
+    # -- after the forward
+
+    def learn(self, forward: StepwiseForward) -> None:
+        """Take over what a computed forward has shown of the blocks."""
+        if forward.last_role is not self.last_role:
+            self._fitted = ()
+        self.last_role, self.had_encoder = forward.last_role, forward.had_encoder
+        self.traced = forward.traced
+        self.learns = forward.traced or forward.stale
+
+    # -- over the request
+
+    def _resize(self, batch: int) -> None:
+        """Another number of samples: each begins with no snapshot, and what was done under its number counts."""
+        self.free()
+        before = [sample.policy for sample in self.samples]
+        origin = {"origin": before[0].origin} if before else {}
+        made = [self.make(records=policy.records, **origin) for policy in before[:batch]]
+        made += [self.make(**origin) for _ in range(batch - len(made))]
+        self.samples = [Sample(self.options, policy) for policy in made]
 
     def policies(self) -> dict[str, StepPolicy]:
-        """The lane's one policy."""
-        return {"": self.policy}
+        """The one policy, or those of the samples, by number."""
+        return {str(place) if self.apart else "": sample.policy for place, sample in enumerate(self.samples)}
 
     def renew(self, options: ChainOptions, layout: Layout, make: Callable[..., StepPolicy]) -> None:
-        """Go on with other options from the next step on; the history stays where it serves them too."""
+        """Go on with other options from the next step on; what is kept stays where it serves them too."""
         same = options.predicts_as(self.options) and layout == self.layout
-        before = self.policy
         self.options, self.layout, self.make = options, layout, make
-        self.policy = make(records=before.records, origin=before.origin)
-        if self.policy.probe is not before.probe or self.policy.measures != before.measures or not same:
+        for sample in self.samples:
+            before = sample.policy
+            sample.policy = make(records=before.records, origin=before.origin)
+            same = same and (sample.policy.probe, sample.policy.measures) == (before.probe, before.measures)
+        if not same:
             self.free()
-            self.past = Past(options, watch=self.policy.measures, predictor=self.policy.predictor)
-            self.transformation = Transformation() if self.policy.probe is Probe.LATENT else None
+            self.samples = [Sample(options, sample.policy) for sample in self.samples]
+        self.probe_sizes = None
+        self._settle(self.samples[0].policy if self.samples else make())
 
     def refresh(self, step: int) -> None:
-        """Begin anew at a step: warm-up and mask count from it, and nothing from before it is used."""
+        """Begin anew at a step."""
         self.free()
-        self.policy = self.make(records=self.policy.records, origin=step)
+        for sample in self.samples:
+            sample.policy = self.make(records=sample.policy.records, origin=step)
+        self._settle(self.samples[0].policy if self.samples else self.make(origin=step))
 
     def forget(self) -> None:
-        """Drop the history."""
-        self.past.clear()
+        """Drop the snapshots."""
+        for sample in self.samples:
+            sample.snapshots.clear()
 
     def free(self) -> None:
         """Drop all tensors."""
         super().free()
-        self.probe = None
-        if self.transformation is not None:
-            self.transformation.clear()
+        self.probe = self.probe_sizes = None
+        if self.easycache is not None:
+            self.easycache.clear()
 
     @property
     def nbytes(self) -> int:
         """Bytes of live tensors."""
-        latents = 0 if self.transformation is None else self.transformation.nbytes
-        return self.past.nbytes + latents + (0 if self.probe is None else self.probe.nbytes)
+        held = sum(sample.snapshots.nbytes for sample in self.samples)
+        held += 0 if self.easycache is None else self.easycache.nbytes
+        return held + (0 if self.probe is None else self.probe.nbytes)
 
     @property
-    def pasts(self) -> list[Past]:
-        """The lane's one past."""
-        return [self.past]
-
-
-class LanePass(Pass):
-    """A pass of a ``Lane``.
-
-    Args:
-        lane, run, call: see ``Pass``.
-        diffs: what was measured already.
-        why: why the step computes, where that is known already.
-    """
-
-    lane: Lane
-    run: ChainRun
-
-    def __init__(self, lane: Lane, run: ChainRun, call: Call, *, diffs: list[float] | None, why: str | None) -> None:
-        super().__init__(lane, run, call)
-        self.diffs = diffs
-        self.why = why
-        run.decide = self.decide
-
-    @untraced
-    def decide(self, run: ChainRun) -> None:
-        """Measure how much the probe has changed, and skip if the policy accepts it."""
-        lane, call = self.lane, self.call
-        probe = lane.thinned(run.probe)
-        if call.judge is not None:
-            self._ask(call.judge, probe)
-            return
-        cache = lane.options.cache
-        jump = None if call.jump is None else call.jump()
-        reading = read_relative_l1(
-            lane.probe,
-            probe,
-            call.group,
-            samples=self._samples(probe),
-            important=lane.options.extra.important_condition_threshold,
-            health=lane.past.health(),
-            beside=() if jump is None else (jump,),
-        )
-        if reading is None:
-            self.why = "not_measured" if run.probe is None or lane.probe is None else "shape"
-            return
-        self.diffs = [min(reading.diffs) if cache.decision == "all" else max(reading.diffs)]
-        if not all(map(math.isfinite, reading.diffs)):
-            self.diffs = [math.nan]
-        accepted = lane.policy.accept(self.diffs[0])
-        if not math.isfinite(self.diffs[0]):
-            lane.forget()  # a predictor of a higher order would go on using the step that was not finite
-        elif reading.jumped(cache.conditioning_diff_threshold):
-            self.why = "conditioning"
-        elif accepted:
-            run.skip = True
-            lane.predict(run, call)
-
-    def _samples(self, probe: Any) -> int | None:
-        """How many samples a batch decides by; None: by the whole of it."""
-        lane, decision = self.lane, self.lane.options.cache.decision
-        if decision == "mean" or not isinstance(probe, torch.Tensor):
-            return None
-        if probe.shape[0] != self.call.batch:
-            lane.chain.say_once(
-                "cache_dit: decision=%r needs the samples along the first dimension of %s: the mean over all decides",
-                decision,
-                lane.chain.name,
-            )
-            return None
-        return self.call.batch
-
-    def _ask(self, judge: Judge, probe: Any) -> None:
-        """Let a replaced ``similarity`` decide."""
-        lane = self.lane
-        if lane.probe is None or probe is None:
-            self.why = "not_measured"
-            return
-        parallel = self.call.group is not None
-        accepted, diff = judge(lane.probe, probe, threshold=lane.policy.threshold, parallelized=parallel, prefix="Fn")
-        self.why = "hit" if accepted else "threshold"
-        self.diffs = None if diff is None else [diff]
-        if accepted:
-            self.run.skip = True
-            lane.predict(self.run, self.call)
-
-    @property
-    def unfilled(self) -> bool:
-        """Whether blocks were skipped and no block handed out the prediction: the output is then wrong."""
-        return self.run.skipped > 0 and not self.run.filled
-
-    def commit(self, output: Any) -> None:
-        """Enter what happened into the policy and the history."""
-        lane, run = self.lane, self.run
-        lane.account(run)
-        computed = not run.skipped
-        why = self.why
-        if computed:
-            if run.snapshot_hidden is None:
-                take_snapshot(run)
-            why = "shape" if run.misfit else why
-            if self.call.observer is not None:
-                self.call.observer(self, output)
-            why = self._keep() if run.snapshot_hidden is not None else self._explain_missing()
-        if run.probe is not None and run.watches is not None and (computed or lane.policy.against == "previous"):
-            lane.probe = self._own(lane.thinned(run.probe))
-        if lane.transformation is not None:
-            lane.transformation.note(self.call.latent, output, computed=computed)
-        diff = None if self.diffs is None else self.diffs[0]
-        lane.policy.commit(self.call.step, computed=computed, diff=diff, why=why)
-
-    def _keep(self) -> str | None:
-        """Append the snapshots of a computed step; gives the reason of its computing."""
-        lane, run = self.lane, self.run
-        lane.last_role, lane.had_encoder, lane.traced = run.last_role, run.had_encoder, run.traced
-        encoder = None if run.snapshot_encoder is None else self._own(run.snapshot_encoder)
-        lane.past.keep(self.call, self._own(run.snapshot_hidden), encoder)
-        return "shape" if run.misfit else self.why
-
-    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor to keep beyond this forward: a copy where it lies in a CUDA graph's memory, or may."""
-        return tensor.detach().clone() if self.run.traced and tensor.is_cuda else tensor.detach()
-
-    def _explain_missing(self) -> str | None:
-        """Why a computed step left nothing to predict from."""
-        if self.run.position < 0:
-            return "not_called"
-        if not self.run.keeps:
-            return self.why
-        if self.run.begun and self.lane.layout.middle:
-            self.lane.refused = "shape_changes_inside"
-            self.lane.free()
-            return self.lane.refused
-        return self.why or "no_middle"
+    def snapshots(self) -> list[Snapshots]:
+        """What each sample keeps."""
+        return [sample.snapshots for sample in self.samples]

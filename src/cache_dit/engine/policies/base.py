@@ -284,7 +284,9 @@ class StepPolicy(StepRules):
             why: a reason code that overrides the policy's own, e.g. `"shape"`.
         """
         diff = self._diff if diff is None else diff
-        self.record(StepRecord(step, computed, diff, self._why if why is None else why))
+        record = StepRecord(step, computed, diff, self._why if why is None else why)
+        self.records.append(record)
+        self.count(record)
         self._diff, self._why = None, ""
 
 

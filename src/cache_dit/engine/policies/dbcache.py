@@ -30,4 +30,4 @@ class DBCachePolicy(StepPolicy):
 
     def refusal(self, diff: float) -> str | None:
         """`threshold` where the diff is not below it, and the threshold below 1."""
-        return None if self.threshold >= 1 else super().refusal(diff)
+        return None if diff < self.threshold or self.threshold >= 1 else "threshold"

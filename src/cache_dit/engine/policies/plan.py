@@ -106,32 +106,32 @@ def unknown_branch(plan: Plan, branch: Hashable) -> ConfigError:
     )
 
 
-def outcome(cache: BasicCacheConfig, lanes: Mapping[str, Any]) -> PlanOutcome:
+def outcome(cache: BasicCacheConfig, caches: Mapping[str, Any]) -> PlanOutcome:
     """What a request made of its plan.
 
     Args:
         cache: its options, which have the plan.
-        lanes: its lanes by the labels of their branches.
+        caches: its caches by the labels of their branches.
     """
     plan: Plan = cache.plan
     return PlanOutcome(
         plan.tag,
         plan.point.quality,
         plan.point.ideal_speedup,
-        {label: _unplanned(lane) for label, lane in lanes.items()},
+        {label: _unplanned(cache) for label, cache in caches.items()},
         note=plan.note,
     )
 
 
-def departure(lanes: Mapping[Any, Any]) -> str | None:
+def departure(caches: Mapping[Any, Any]) -> str | None:
     """What to say of a request that did not follow its plan; None: it did."""
-    for (branch, _, _), lane in list(lanes.items()):  # at once: other threads may add to them
-        if steps := _unplanned(lane):
+    for (branch, _, _), cache in list(caches.items()):  # at once: other threads may add to them
+        if steps := _unplanned(cache):
             done = ", ".join(f"{step} ({why})" for step, why in steps.items())
             return f"the plan was not followed: {branch_name(branch)} computed step {done}"
     return None
 
 
-def _unplanned(lane: Any) -> dict[int, str]:
-    policies = [policy for policy in lane.policies().values() if isinstance(policy, PlanPolicy)]
+def _unplanned(cache: Any) -> dict[int, str]:
+    policies = [policy for policy in cache.policies().values() if isinstance(policy, PlanPolicy)]
     return {step: why for policy in policies for step, why in policy.unplanned.items()}

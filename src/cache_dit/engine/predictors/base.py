@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 from cache_dit.config.base import bad_value
 from cache_dit.errors import ConfigError
@@ -47,7 +47,7 @@ class Predictor:
 
 def weigh(rule: Rule, history: int, times: Sequence[float], target: float) -> list[float]:
     """The weights that `rule` gives to the newest `history` times, and zeros for the older ones."""
-    if not times or any(earlier >= later for earlier, later in pairwise(times)):
+    if not times or any(map(operator.ge, times, times[1:])):
         raise ConfigError(f"times={list(times)!r} are not valid: expected at least one, each later than the one before")
     if not all(map(math.isfinite, (*times, target))):
         raise ConfigError(f"times={list(times)!r} and target={target!r} are not valid: expected finite numbers")

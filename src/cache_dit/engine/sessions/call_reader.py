@@ -10,7 +10,7 @@ import torch
 
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.adapters.rules import CallRules
-from cache_dit.engine.forward.conditioning import conditions_of
+from cache_dit.engine.forward.conditioning import conditions_of, is_condition
 from cache_dit.engine.state.measure import read_back
 
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
@@ -33,14 +33,16 @@ class CallReader:
         self._latent = next((name for name in (*_LATENT_NAMES, *self._names[:1]) if name in self._names), "")
         self._timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), "")
         self._own_timestep = rules.timestep
+        self._given_names: tuple[str, ...] = ()
+        self._conditioning: list[str] = []
         #: The arguments that may make another branch, each with its default, as it would be said.
-        self._branching = {
+        self.branching = {
             name: repr(parameters[name].default) if name in parameters else None for name in rules.branch_arguments
         }
 
-    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """A call's arguments by name."""
-        return dict(zip(self._names, args, strict=False)) | dict(kwargs)
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
 
     def latent(self, given: Mapping[str, Any]) -> tuple[torch.Tensor | None, int]:
         """The latent, mostly the first argument, and how many samples it holds: a tensor, or a list of one for each."""
@@ -54,12 +56,19 @@ class CallReader:
 
     def conditions(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors that condition the run, by their place."""
-        return conditions_of(given, self._latent or None)
+        names = tuple(given)
+        if names != self._given_names:
+            self._given_names = names
+            self._conditioning = [name for name in names if name != self._latent and is_condition(name)]
+        for name in self._conditioning:
+            if isinstance(given[name], (torch.Tensor, list, tuple, dict)):
+                return conditions_of(given, self._conditioning)
+        return {}
 
     def variant(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """What makes a call one of another branch than calls without it."""
-        said = {name: repr(given[name]) for name in self._branching if given.get(name) is not None}
-        return tuple(value for name, value in said.items() if value != self._branching[name])
+        said = {name: repr(given[name]) for name in self.branching if given.get(name) is not None}
+        return tuple(value for name, value in said.items() if value != self.branching[name])
 
     def timestep(self, given: Mapping[str, Any], *, waits: bool) -> float | None:
         """A call's timestep, or None where it is unknown, or on another device and nobody wants to wait for it."""
@@ -68,7 +77,9 @@ class CallReader:
             return float(value) if isinstance(value, (int, float)) else None
         if value.numel() == 0 or value.is_meta or (value.device.type != "cpu" and not waits):
             return None
-        return read_back(value.max().reshape(1))[0]
+        if value.numel() == 1:
+            return float(read_back(value if value.dim() == 1 else value.reshape(1))[0])
+        return float(read_back(value.max().reshape(1))[0])
 
 
 def sigma_of(scheduler: Any, step: int) -> float | None:

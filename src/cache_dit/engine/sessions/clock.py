@@ -6,7 +6,17 @@ call outside a guidance interval, say) shifts nothing.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Hashable
+
+
+class Arrival(enum.IntEnum):
+    """What a call begins."""
+
+    BRANCH = 0
+    """Nothing but another branch of the step under way."""
+    STEP = 1
+    REQUEST = 2
 
 
 class StepClock:
@@ -33,13 +43,26 @@ class StepClock:
         self._calls_at_timestep += 1
         return "uncond" if second != cfg_first else "cond"
 
-    def begins_step(self, branch: Hashable, timestep: float | None) -> bool:
-        """Whether a call of ``branch`` is the first of a new step."""
-        if self.step < 0 or branch in self._seen:
-            return True
-        if timestep is not None and self._timestep is not None:
-            return timestep != self._timestep
-        return branch == self._leader
+    def arrival(self, branch: Hashable, timestep: float | None, num_inference_steps: int | None) -> Arrival:
+        """What a call of ``branch`` begins, if anything.
+
+        It cannot belong to this request where it would be one step too many, or the timestep jumps back. Where
+        timesteps are known to move, a first step that comes again is the start of another run too: schedulers that call
+        the model twice at one timestep never do so at the first. Where none has moved yet, a first step that comes
+        again may as well be the second of a run at one timestep, and is taken for that.
+        """
+        if self.step < 0:
+            return Arrival.STEP
+        moved = timestep is not None and self._timestep is not None
+        if branch not in self._seen and (timestep == self._timestep if moved else branch != self._leader):
+            return Arrival.BRANCH
+        if num_inference_steps is not None and self.step + 1 >= num_inference_steps:
+            return Arrival.REQUEST
+        if timestep is None or self._timestep is None or not self.direction:
+            return Arrival.STEP
+        if timestep == self._timestep:
+            return Arrival.REQUEST if self.step == 0 else Arrival.STEP
+        return Arrival.REQUEST if (timestep - self._timestep) * self.direction < 0 else Arrival.STEP
 
     def at_unmoved_start(self, timestep: float | None) -> bool:
         """Whether a call comes at the first timestep again, before any other was seen."""
@@ -51,36 +74,15 @@ class StepClock:
         self._leader, self._seen, self._calls_at_timestep = first, {first}, 1
         return first
 
-    def begins_request(self, branch: Hashable, timestep: float | None, num_inference_steps: int | None) -> bool:
-        """Whether a call cannot belong to this request: it would be one step too many, or the timestep jumps back.
-
-        Where timesteps are known to move, a first step that comes again is the start of another run too: schedulers
-        that call the model twice at one timestep never do so at the first. Where none has moved yet, a first step that
-        comes again may as well be the second of a run at one timestep, and is taken for that.
-        """
-        if self.step < 0 or not self.begins_step(branch, timestep):
-            return False
-        if num_inference_steps is not None and self.step + 1 >= num_inference_steps:
-            return True
-        if timestep is None or self._timestep is None or not self.direction:
-            return False
-        if timestep == self._timestep:
-            return self.step == 0
-        return (timestep - self._timestep) * self.direction < 0
-
-    def enter(self, branch: Hashable, timestep: float | None) -> int:
+    def enter(self, branch: Hashable, timestep: float | None, *, begins_step: bool) -> int:
         """Count a call of ``branch`` and give the number of its step, from 0."""
-        if self.begins_step(branch, timestep):
+        if begins_step:
             if self.step < 0:
                 self._leader = branch
+            elif not self.direction and timestep is not None and self._timestep is not None:
+                self.direction = (timestep > self._timestep) - (timestep < self._timestep)
             self.step += 1
             self._seen.clear()
-            self._learn_direction(timestep)
             self._timestep = timestep
         self._seen.add(branch)
         return self.step
-
-    def _learn_direction(self, timestep: float | None) -> None:
-        if self.direction or timestep is None or self._timestep is None or timestep == self._timestep:
-            return
-        self.direction = 1 if timestep > self._timestep else -1

@@ -1,4 +1,4 @@
-"""A lane for a branch of a chain, fitted to what else is on its blocks by now: offloading, parallelism."""
+"""A cache for a branch of a chain, fitted to what else is on its blocks by now: offloading, parallelism."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from cache_dit.config.prune import DBPruneConfig
-from cache_dit.engine.forward.blockwise import PruneLane
+from cache_dit.engine.forward.blockwise import BlockwiseCache
 from cache_dit.engine.forward.chain import Chain, Layout
 from cache_dit.engine.forward.offload import relied_on_when_skipped, shares_groups, widen_back
-from cache_dit.engine.forward.samplewise import RowsLane
+from cache_dit.engine.forward.samplewise import SamplewiseCache
 from cache_dit.engine.forward.shards import settle
-from cache_dit.engine.forward.stepwise import Lane
+from cache_dit.engine.forward.stepwise import StepwiseCache
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.scope import PlanScope
@@ -22,11 +22,11 @@ from cache_dit.engine.policies.registry import make_policy
 from cache_dit.engine.sessions.session import Session
 
 
-def lane_class(options: ChainOptions) -> Any:
-    """The kind of lane that options ask for."""
+def cache_class(options: ChainOptions) -> Any:
+    """The kind of cache that options ask for, by what decides."""
     if isinstance(options.cache, DBPruneConfig):
-        return PruneLane
-    return RowsLane if options.cache.decision == "sample" else Lane
+        return BlockwiseCache
+    return SamplewiseCache if options.cache.decision == "sample" else StepwiseCache
 
 
 def layout_now(chain: Chain, options: ChainOptions, *, last: bool) -> tuple[Layout, str | None]:

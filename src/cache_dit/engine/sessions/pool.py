@@ -28,7 +28,7 @@ class SessionPool:
         self._threads: set[tuple[Hashable, threading.Thread]] = set()
         self._lock = threading.Lock()
 
-    def get(
+    def open(
         self, key: Hashable, make: Callable[[], Session], *, limit: int, thread: threading.Thread | None = None
     ) -> tuple[Session, list[Session]]:
         """The session of a request, made where it is missing.
@@ -44,7 +44,6 @@ class SessionPool:
         """
         with self._lock:
             if key in self.sessions:
-                self.sessions.move_to_end(key)
                 return self.sessions[key], []
             ended = self._without_dead_threads()
             opened = self.sessions[key] = self.latest = make()
@@ -59,16 +58,19 @@ class SessionPool:
             logger.warning("more than max_sessions=%d requests are open: closed the longest unused one, %r", limit, key)
         return opened, ended
 
-    def hold(self, session: Session) -> None:
-        """A forward begins: until ``release`` the session's tensors stay."""
+    def hold(self, key: Hashable, session: Session) -> None:
+        """A forward begins: until ``release`` the session's tensors stay, and it is the one that was used last."""
         with self._lock:
             session.users += 1
+            if self.sessions.get(key) is session:
+                self.sessions.move_to_end(key)
 
     def release(self, session: Session) -> None:
         """A forward has ended."""
         with self._lock:
             session.users -= 1
-            self._tidy(session)
+            if session.closed or session.unwanted:
+                self._tidy(session)
 
     def free(self, session: Session) -> None:
         """Free a session's tensors as soon as no forward uses them."""

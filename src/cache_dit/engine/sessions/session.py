@@ -1,30 +1,23 @@
-"""One request: its steps and branches, and for each branch and chain a lane.
+"""One request on one transformer: its steps and branches, and for each branch of a chain its cache.
 
 A request is one run of a denoising loop. A pipeline call is a request of its own; around a bare transformer,
-``session`` names the request that the calls inside belong to.
+``cache_dit.session`` names the request that the calls inside belong to.
 """
 
 from __future__ import annotations
 
-import contextvars
-import threading
-import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
 from typing import Any
 
-from cache_dit.config.base import check_flag, check_integer, joined, laid_over
-from cache_dit.config.cache import BasicCacheConfig, CacheType
-from cache_dit.config.calibrator import CalibratorConfig
-from cache_dit.config.modifier import refresh_options
-from cache_dit.config.prune import DBPruneConfig
+from cache_dit.engine.forward.branch_cache import BranchCache
 from cache_dit.engine.forward.chain import Chain
-from cache_dit.engine.forward.conditioning import Conditions
-from cache_dit.engine.forward.stepwise import BaseLane
+from cache_dit.engine.forward.conditioning import ConditioningMonitor
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.sessions.clock import StepClock
-from cache_dit.errors import ConfigError, SessionError
+
+#: Of which branch of guidance, pass over the blocks and chain a cache is.
+CacheKey = tuple[Hashable, int, int]
 
 
 class Session:
@@ -50,56 +43,61 @@ class Session:
         self.clock = StepClock(direction)
         self.counts_down = counts_down
         self.keep = keep
+        #: The handle by which it was reached last, and which of that handle's updates ``options`` stand for.
+        self.handle: Any = None
+        self.revision: object = None
         #: Whether ``cache_context`` has named a call, and whether unnamed ones turned out to take turns.
         self.named = False
         self.turns = False
-        self.options = list(options)
-        #: Which of a handle's updates ``options`` stand for.
-        self.revision: object = None
         self.num_inference_steps = num_inference_steps
         #: Kept by ``SessionPool``: how many forwards of it are under way, whether its tensors are to go as soon as none
         #: is, and whether it has ended.
         self.users = 0
         self.unwanted = False
         self.closed = False
-        self.lanes: dict[tuple[Hashable, int, int], BaseLane] = {}  # (branch, pass, chain) -> lane
-        self.conditions: dict[Hashable, Conditions] = {}  # by branch
-        #: What was done by lanes that made way for ones of another kind.
-        self.replaced: dict[tuple[Hashable, int, int], BaseLane] = {}
+        self.caches: dict[CacheKey, BranchCache] = {}
+        self.monitors: dict[Hashable, ConditioningMonitor] = {}  # of what conditions the run, by branch
+        #: What was done by caches that made way for ones of another kind.
+        self.replaced: dict[CacheKey, BranchCache] = {}
         self.peak_bytes = 0
         self.bytes_by_device: dict[str, int] = {}  # of snapshots, at that peak
         self.note: str | None = None
         self.explained = False  # whether the log has said why nothing was cached
         self.known: dict[bool, Any] = {}  # what plans can know of the model, without its weights' digest and with it
         self.guidance_checked = False  # whether the branches are known to be those of the plan
-        self.refreshed = 0  # the step at which a hint last let it begin anew
+        self.group: Any = None  # the process group that decides together
+        self.second_cache = False  # whether a cache of diffusers is on the transformer as well
+        self.index = 0  # of the scheduler's step
+        self._refreshed = 0
         self._diffs: dict[Chain, list[float]] = {}  # the diffs measured first in this step
         self._diffs_step = -1
-        self._index = 0  # of the scheduler's step
         self._first_timestep: float | None = None
+        self.use(options)
 
-    def lane(self, branch: Hashable, index: int, chain: int, make: Callable[[], BaseLane]) -> BaseLane:
-        """The lane of a branch, pass and chain, made where it is missing."""
-        key = (branch, index, chain)
-        if key not in self.lanes:
-            self.lanes[key] = make()
-        return self.lanes[key]
+    def use(self, options: Sequence[ChainOptions]) -> None:
+        """Go on with these options, one for each chain."""
+        self.options = list(options)
+        #: The coordinates that predictors use.
+        self.coordinates = {one.coordinate for one in self.options}
+        self.refreshes_at = self.options[0].cache.force_refresh_step_hint if self.options else None
+        self.settled()
+
+    def settled(self) -> None:
+        """What the answers of before were made of has changed."""
+        #: Whether a step is worth waiting for its timestep; None: to be asked.
+        self.reads_timestep: bool | None = None
 
     def take_turns(self, *, cfg_first: bool) -> None:
         """The calls turn out to be the branches of guidance in turn: the first one gets its name."""
         first = self.clock.take_turns(cfg_first=cfg_first)
         self.turns = True
-        self.lanes = {(first, passed, chain): lane for (_, passed, chain), lane in self.lanes.items()}
-        for lane in self.lanes.values():
-            for policy in lane.policies().values():
+        self.settled()
+        self.caches = {(first, passed, chain): cache for (_, passed, chain), cache in self.caches.items()}
+        for cache in self.caches.values():
+            for policy in cache.policies().values():
                 policy.branch = first
-        for branch in list(self.conditions):
-            self.conditions[first] = self.conditions.pop(branch)
-
-    @property
-    def coordinates(self) -> set[str]:
-        """The coordinates that its predictors use."""
-        return {"step" if one.calibrator is None else one.calibrator.coordinate for one in self.options}
+        for branch in list(self.monitors):
+            self.monitors[first] = self.monitors.pop(branch)
 
     def elapsed(self, timestep: float) -> float:
         """How far a timestep is from the request's first one: it ascends, whichever way the model's timesteps go.
@@ -117,282 +115,55 @@ class Session:
         steps = self.num_inference_steps
         return self.counts_down and not self.keep and steps is not None and self.clock.step >= steps - 1
 
-    def goes_back(self, index: int | None) -> bool:
-        """Whether the scheduler is at an earlier step than at the call before: another loop in one pipeline's call.
-
-        Args:
-            index: its ``step_index``; None: before its first step, or unknown.
-        """
-        before, self._index = self._index, index or 0
-        return self._index < before
-
     @property
     def waits(self) -> bool:
         """Whether a step may wait for the device anyway, since it is measured."""
-        if not self.lanes:
+        if not self.caches:
             return not all(one.cache.is_static for one in self.options)
-        return any(lane.waits for lane in self.lanes.values())
+        return any(cache.waits for cache in self.caches.values())
 
-    def refreshes(self, step: int) -> bool:
-        """Whether the request is to begin anew at a step: its options name it, and it was not done yet."""
-        cache = self.options[0].cache
-        hint = cache.force_refresh_step_hint
-        if hint is None or step <= self.refreshed:
-            return False
-        due = step == hint if cache.force_refresh_step_policy == "once" else step % hint == 0
-        if due:
-            self.refreshed = step
-        return due
+    @property
+    def refreshed(self) -> int:
+        """The step at which a hint last let it begin anew."""
+        return self._refreshed
+
+    def refresh(self, step: int) -> None:
+        """Begin anew at a step where the options' hint says so, once."""
+        cache, hint = self.options[0].cache, self.refreshes_at
+        if hint is None or step <= self._refreshed:
+            return
+        if step == hint if cache.force_refresh_step_policy == "once" else step % hint == 0:
+            self._refreshed = step
+            for branch in self.caches.values():
+                branch.refresh(step)
 
     def shared_diffs(self, chain: Chain, step: int) -> list[float] | None:
         """The diffs that the first branch of this step measured on a chain."""
         return self._diffs.get(chain) if self._diffs_step == step else None
 
-    def share_diffs(self, chain: Chain, step: int, diffs: list[float] | None) -> None:
+    def share_diffs(self, chain: Chain, step: int, diffs: list[float]) -> None:
         """Keep the diffs that the first branch of a step measured, for the others."""
         if self._diffs_step != step:
             self._diffs_step = step
             self._diffs.clear()
-        if diffs is not None:
-            self._diffs.setdefault(chain, diffs)
+        self._diffs.setdefault(chain, diffs)
 
     def note_bytes(self) -> None:
         """Bring the peak of live bytes up to date."""
         held = self.nbytes
         if held > self.peak_bytes:
             self.peak_bytes = held
-            kept = (past.bytes_by_device for lane in self.lanes.values() for past in lane.pasts)
+            kept = (one.bytes_by_device for cache in self.caches.values() for one in cache.snapshots)
             self.bytes_by_device = dict(sum(map(Counter, kept), Counter()))
 
     @property
     def nbytes(self) -> int:
         """Bytes of live tensors now."""
-        samples = sum(conditions.nbytes for conditions in self.conditions.values())
-        return samples + sum(lane.nbytes for lane in self.lanes.values())
+        samples = sum(monitor.nbytes for monitor in self.monitors.values())
+        return samples + sum(cache.nbytes for cache in self.caches.values())
 
     def free(self) -> None:
         """Drop all tensors; what is known of the steps stays for ``summary``."""
-        self.conditions.clear()
-        for lane in self.lanes.values():
-            lane.free()
-
-
-_OF_PLANS = ("plan", "policy", "Fn_compute_blocks", "Bn_compute_blocks")
-_PRUNE_ONLY = frozenset(DBPruneConfig.field_names()) - frozenset(BasicCacheConfig.field_names())
-
-
-@dataclass
-class Wishes:
-    """What a handle was told of its request; the pipeline calls inside it have the same."""
-
-    enabled: bool = True
-    #: The options that differ from the transformer's.
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    calibrator: CalibratorConfig | None = None
-    #: Another one whenever they changed; None: they never did.
-    revision: object = None
-    #: The last ones that a model took; whether those of now were taken.
-    _taken: tuple[Mapping[str, Any], CalibratorConfig | None] = field(default_factory=lambda: ({}, None))
-    _proven: bool = True
-
-    def lay(self, changes: Mapping[str, Any], calibrator: CalibratorConfig | None) -> None:
-        """Lay further options over those of before."""
-        if self._proven:
-            self._taken, self._proven = (self.changes, self.calibrator), False
-        before = self.changes
-        if changes.get("policy", "plan") != "plan":
-            before = {name: value for name, value in before.items() if name not in _OF_PLANS}
-        if changes.get("cache_type") is CacheType.DBCache:
-            before = {name: value for name, value in before.items() if name not in _PRUNE_ONLY}
-        self.changes = joined(before, changes)
-        self.calibrator = self.calibrator if calibrator is None else laid_over(self.calibrator, calibrator)
-        self.revision = object()
-
-    def accept(self) -> None:
-        """A model took them."""
-        self._proven = True
-
-    def refuse(self) -> None:
-        """They fit a model not at all: back to those of before, for all models."""
-        (self.changes, self.calibrator), self._taken = self._taken, ({}, None)
-        self._proven = True
-        self.revision = object()
-
-
-class Request:
-    """Which request the calls in this context belong to: a handle on it.
-
-    ``with request:`` lets the calls inside belong to it; it may be entered any number of times, and inside others, in
-    any number of threads and tasks. The calls of one request come one after the other, wherever they come from.
-
-    Args:
-        key: what tells it from others: a name, or an object of a pipeline call.
-        num_inference_steps: the number of steps where it is known.
-        counts_down: whether reaching that number ends the request (a bare transformer) or not (a pipeline, whose
-            scheduler may call the model more often).
-        keep: whether its tensors stay when its steps are done, until ``close``.
-        scheduler: the scheduler whose sigmas its steps have, or None.
-        outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
-    """
-
-    def __init__(
-        self,
-        key: Hashable,
-        num_inference_steps: int | None = None,
-        *,
-        counts_down: bool = True,
-        keep: bool = False,
-        scheduler: Any = None,
-        outer: Request | None = None,
-    ) -> None:
-        self.key = key
-        self.num_inference_steps = num_inference_steps
-        self.counts_down = counts_down
-        self.keep = keep
-        self.scheduler = scheduler
-        self.wishes: Wishes = Wishes() if outer is None else outer.wishes
-        #: What the request was seen on: transformers' states, each with a ``close(key)``.
-        self._seen: list[weakref.ref[Any]] = []
-        self._lock = threading.Lock()
-
-    @property
-    def thread(self) -> threading.Thread | None:
-        """The thread whose calls outside of all sessions these are, or None."""
-        return self.key[1] if isinstance(self.key, tuple) and self.key[0] == "thread" else None
-
-    @property
-    def enabled(self) -> bool:
-        """Whether its calls are cached at all; may be set at any time, also between two steps.
-
-        While it is False, calls give what they give without a cache, steps are counted, and nothing is kept.
-        """
-        return self.wishes.enabled
-
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        check_flag("enabled", value)
-        self.wishes.enabled = value
-
-    def update(
-        self,
-        cache_config: BasicCacheConfig | None = None,
-        calibrator_config: CalibratorConfig | None = None,
-        **options: Any,
-    ) -> Request:
-        """Change the options of this request alone, from its next step on.
-
-        Args:
-            cache_config: its fields that are not None are taken over.
-            calibrator_config: how skipped steps are predicted from now on.
-            **options: fields of ``DBCacheConfig`` by name, such as ``residual_diff_threshold=0.2``. All but
-                ``max_sessions``, which is the transformer's, can differ from request to request.
-
-        Returns:
-            The handle itself.
-
-        Raises:
-            ConfigError: if an option is unknown or wrong; nothing has changed then. What does not fit the model is
-                found at the next step: that call raises, and the request goes on with the options of its last one.
-        """
-        if "max_sessions" in options:
-            raise ConfigError("update: max_sessions is the transformer's: pass it to enable_cache or refresh_context")
-        given = {"cache_config": cache_config, "calibrator_config": calibrator_config, **options}
-        changes, calibrator = refresh_options(given, where="update")
-        if changes.get("cache_type") is CacheType.NONE:
-            raise ConfigError("update: cache_type=NONE would be no cache for this request: set enabled = False on it")
-        self.wishes.lay(changes, calibrator)
-        return self
-
-    def options(self, shared: Sequence[ChainOptions]) -> list[ChainOptions]:
-        """Each chain's options, with this request's own laid over them."""
-        return [options.under(self.wishes.changes, self.wishes.calibrator) for options in shared]
-
-    def steps(self, known: int | None) -> int | None:
-        """The number of steps: a pipeline's own, else what the handle was told last, else what is ``known``."""
-        said = self.wishes.changes.get("num_inference_steps") if self.counts_down else None
-        return said or self.num_inference_steps or known
-
-    def seen_on(self, state: Any) -> None:
-        """Remember a transformer's state, for ``close``; it and its model may go all the same."""
-        if any(known() is state for known in self._seen):
-            return
-        with self._lock:
-            self._seen = [known for known in self._seen if known() is not None] + [weakref.ref(state)]
-
-    def close(self) -> None:
-        """End the request on all transformers that this handle was seen on, and free what they kept of it.
-
-        A call that is under way in another thread ends as it would have; its tensors go with its end. Entered again,
-        the handle begins a new request, with the same options.
-        """
-        with self._lock:
-            seen, self._seen = self._seen, []
-        for known in seen:
-            state = known()
-            if state is not None:
-                state.close(self.key)
-
-    def __enter__(self) -> Request:
-        _entered.set((*_entered.get(), self))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        entered = _entered.get()
-        for place in reversed(range(len(entered))):  # generators that take turns do not leave in the order of entering
-            if entered[place] is self:
-                _entered.set(entered[:place] + entered[place + 1 :])
-                return
-
-
-#: The requests that this thread or task is inside of, the innermost last.
-_entered: contextvars.ContextVar[tuple[Request, ...]] = contextvars.ContextVar("cache_dit_requests", default=())
-
-
-def current_request() -> Request | None:
-    """The request of this context (thread or task), or None."""
-    return _entered.get()[-1] if _entered.get() else None
-
-
-def thread_request() -> Request:
-    """The request of this thread's calls outside of all sessions."""
-    return Request(("thread", threading.current_thread()))
-
-
-def session(name: Hashable, *, num_inference_steps: int | None = None, keep: bool = False) -> Request:
-    """A handle on the request ``name``: calls of bare transformers inside ``with session(name):`` belong to it.
-
-    Two requests may take turns on one transformer, each inside its own ``session``, in one thread or in several:
-    each gives what it gives alone. A session may be left and entered again, by the same handle or by another with the
-    same name (whose options count from its next step on, if it was given any); it ends when its steps are done, when
-    its timestep jumps back, by ``refresh_context``, or by ``close()`` of a handle that it was entered with: a request
-    that is given up should be closed, since what it keeps is otherwise freed only when many more are open
-    (``max_sessions``). Opening, refreshing and closing one takes the same time however many are open.
-
-    A pipeline call is a request of its own and needs none; inside a session the handle's ``enabled`` and the options
-    given to ``update`` count for it too, also when they change in the middle of it.
-
-    Args:
-        name: tells the request from others; any hashable value, not None.
-        num_inference_steps: the number of its steps, where it differs from the configuration's.
-        keep: whether its tensors stay when its steps are done, until it is closed.
-
-    Raises:
-        SessionError: if ``name`` is None or not hashable.
-        ConfigError: if ``num_inference_steps`` is no number of steps, or ``keep`` no flag.
-
-    Example:
-        >>> handle = cache_dit.session("request-7", num_inference_steps=28)
-        >>> handle.update(residual_diff_threshold=0.2)
-        >>> with handle:
-        ...     noise = transformer(**inputs)
-    """
-    try:
-        hash(name)
-    except TypeError as error:
-        raise SessionError(f"a session's name must be hashable, got {type(name).__name__}: pass a string") from error
-    if name is None:
-        raise SessionError("a session needs a name: pass a string, such as the request's id")
-    if num_inference_steps is not None:
-        check_integer("num_inference_steps", num_inference_steps, minimum=1)
-    check_flag("keep", keep)
-    return Request(("session", name), num_inference_steps, keep=keep)
+        self.monitors.clear()
+        for cache in self.caches.values():
+            cache.free()

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from cache_dit.config.base import bad_value, check_integer
 from cache_dit.engine.state.measure import read_back
-from cache_dit.engine.state.transfer import Courier
+from cache_dit.engine.state.transfer import PinnedTransfer
 from cache_dit.engine.state.weighted_sum import pieces, weighted_sum, wide_dtype
 
-
-class Kind(NamedTuple):
-    """What all snapshots of a history have in common."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Kept(NamedTuple):
-    """A snapshot as it is kept: scale · tensor, or the tensor alone."""
-
-    tensor: torch.Tensor
-    scale: torch.Tensor | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.tensor.nbytes + (0 if self.scale is None else self.scale.nbytes)
+#: What all snapshots of a history have in common: shape, dtype and device.
+Kind = tuple[torch.Size, torch.dtype, torch.device]
 
 
 class History:
@@ -47,7 +29,6 @@ class History:
         capacity: how many snapshots to keep, at least 1.
         device: where to keep them; None: where they are.
         dtype: as what to keep them, a floating dtype or its name; None: as what they are.
-        watch: whether ``health`` will be asked for.
 
     Raises:
         ConfigError: a value cannot work.
@@ -59,43 +40,47 @@ class History:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        watch: bool = False,
     ) -> None:
         check_integer("capacity", capacity, minimum=1)
         self.capacity = capacity
         self.device = None if device is None else _device(device)
         self.dtype = _floating(dtype)
-        self.watch = watch
         #: When the snapshots were taken, in the caller's unit.
         self.times: list[float] = []
-        #: Bytes held, as they are kept.
-        self.nbytes = 0
         self._kind: Kind | None = None
         self._place: torch.device | None = None  # where they are kept
-        self._kept: list[Kept] = []
-        self._courier: Courier | None = None
-        self._sums: list[torch.Tensor] = []
+        self._converts = False
+        self._tensors: list[torch.Tensor] = []  # as they are kept, the oldest first
+        self._scales: list[torch.Tensor | None] = []  # what each is to be multiplied by
+        self._transfer: PinnedTransfer | None = None
         self._products: list[list[float]] = []  # the lower triangle of the Gram matrix, as far as it was asked for
 
-    def append(self, time: float, snapshot: torch.Tensor) -> None:
+    def append(self, time: float, snapshot: torch.Tensor) -> bool:
         """Keep a snapshot (detached; not copied where nothing is converted), and drop the oldest beyond ``capacity``.
 
         It takes the place of one of the same time. Where shape, dtype or device changed, all earlier ones are dropped.
+
+        Returns:
+            Whether other bytes may be held than before.
         """
-        snapshot = snapshot.detach()
-        if not self.fits(snapshot):
+        if snapshot.requires_grad:
+            snapshot = snapshot.detach()
+        if (snapshot.shape, snapshot.dtype, snapshot.device) != self._kind:
             self._begin(snapshot)
-        spare = None
-        if self.times and self.times[-1] == time:
-            spare = self._drop(len(self.times) - 1)
-        elif len(self._kept) == self.capacity:
-            spare = self._drop(0)
-        kept = self._converted(snapshot, spare)
-        self._kept.append(kept)
+        spare = scale = None
+        again = bool(self.times) and self.times[-1] == time
+        if again or len(self.times) == self.capacity:  # it takes the place of the newest, or of the oldest
+            place = -1 if again else 0
+            spare = self._tensors.pop(place)
+            del self.times[place], self._scales[place]
+            if self._products:
+                self._forget_products(len(self.times) if again else 0)
+        if self._converts:
+            snapshot, scale = self._converted(snapshot, spare)
+        self._tensors.append(snapshot)
+        self._scales.append(scale)
         self.times.append(time)
-        self.nbytes += kept.nbytes
-        if self.watch:
-            self._sums.append(snapshot.sum(dtype=wide_dtype(snapshot.dtype)))
+        return spare is None
 
     def fits(self, tensor: torch.Tensor | None) -> bool:
         """Whether a tensor has the shape, dtype and device of the snapshots; None fits where there are none."""
@@ -123,110 +108,112 @@ class History:
         Raises:
             ConfigError: there are no coefficients, or more than snapshots.
         """
-        if self._kind is None or not 1 <= len(coefficients) <= len(self._kept):
-            raise bad_value("coefficients", list(coefficients), f"1 to {len(self._kept)} numbers, one for a snapshot")
+        if self._kind is None or not 1 <= len(coefficients) <= len(self.times):
+            raise bad_value("coefficients", list(coefficients), f"1 to {len(self.times)} numbers, one for a snapshot")
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self.predict(coefficients, anchor, out)
-        newest = self._kept[-len(coefficients) :]
-        used = [index for index, coefficient in enumerate(coefficients) if coefficient != 0] or [len(newest) - 1]
-        weights = [coefficients[index] for index in used]
-        chosen = [newest[index] for index in used]
-        scales = [kept.scale for kept in chosen if kept.scale is not None] or None
-        parts = self._fetched(chosen)
+        oldest = len(self.times) - len(coefficients)
+        weights: list[float] = []
+        parts: list[torch.Tensor] = []
+        scales: list[torch.Tensor] = []
+        for place, coefficient in enumerate(coefficients, start=oldest):
+            if coefficient or (not parts and place == len(self.times) - 1):
+                weights.append(coefficient)
+                parts.append(self._tensors[place])
+                if (scale := self._scales[place]) is not None:
+                    scales.append(scale)
+        if self._transfer is not None or self._place != self._kind[2]:
+            parts = self._fetched(parts)
         if out is None:
-            if weights == [1.0] and scales is None and parts[0].dtype == self._kind.dtype:
+            if weights == [1.0] and not scales and parts[0].dtype == self._kind[1]:
                 return parts[0] if anchor is None else anchor + parts[0]
-            out = torch.empty_like(parts[0] if anchor is None else anchor, dtype=self._kind.dtype)
-        weighted_sum(out, parts, weights, scales=scales, anchor=anchor)
+            out = torch.empty_like(parts[0] if anchor is None else anchor, dtype=self._kind[1])
+        weighted_sum(out, parts, weights, scales=scales or None, anchor=anchor)
         return out
 
     def prefetch(self, count: int) -> None:
         """Begin to bring the newest ``count`` snapshots back from pinned memory, for the ``predict`` to come."""
-        if self._courier is not None and count > 0:
-            self._courier.start([kept.tensor for kept in self._kept[-count:]])
+        if self._transfer is not None and count > 0:
+            self._transfer.start(self._tensors[-count:])
 
     def gram(self) -> list[list[float]]:
         """The inner products of the snapshots, summed in float64: row i, column j is <s_i, s_j>.
 
         What was computed is kept. The rows of snapshots that are new since then cost one host read.
         """
-        known, count = len(self._products), len(self._kept)
+        known, count = len(self._products), len(self.times)
         if known < count:
-            scales = [kept.scale for kept in self._kept if kept.scale is not None] or None
-            self._products += _lower_rows(self._fetched(self._kept), scales, range(known, count))
+            scales = [scale for scale in self._scales if scale is not None] or None
+            self._products += _lower_rows(self._fetched(self._tensors), scales, range(known, count))
         return [[self._products[max(i, j)][min(i, j)] for j in range(count)] for i in range(count)]
-
-    def health(self) -> torch.Tensor | None:
-        """A 0-dim tensor where the snapshots came from, not finite where one of them is not; None: nothing watched."""
-        return torch.stack(self._sums).sum() if self._sums else None
 
     def clear(self) -> None:
         """Forget everything, and free it."""
         self.times.clear()
-        self._kept.clear()
-        self._sums.clear()
+        self._tensors.clear()
+        self._scales.clear()
         self._products.clear()
-        self._kind = self._place = self._courier = None
-        self.nbytes = 0
+        self._kind = self._place = self._transfer = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, as they are kept."""
+        return sum(self.bytes_by_device.values())
 
     @property
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes held on each device, e.g. ``{"cuda:0": 8, "cpu": 655360}``."""
         held: dict[str, int] = {}
-        for kept in self._kept:
-            for tensor in kept:
-                if tensor is not None:
-                    held[str(tensor.device)] = held.get(str(tensor.device), 0) + tensor.nbytes
+        for tensor in (*self._tensors, *self._scales):
+            if tensor is not None:
+                held[str(tensor.device)] = held.get(str(tensor.device), 0) + tensor.nbytes
         return held
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.times)
 
     def _begin(self, snapshot: torch.Tensor) -> None:
         self.clear()
-        self._kind = Kind(snapshot.shape, snapshot.dtype, snapshot.device)
+        self._kind = (snapshot.shape, snapshot.dtype, snapshot.device)
         self._place = _place(snapshot.device, self.device)
-        self._courier = _courier(snapshot.device, self._place)
+        self._converts = (self._place, self.dtype or snapshot.dtype) != (snapshot.device, snapshot.dtype)
+        self._transfer = _transfer(snapshot.device, self._place)
 
-    def _drop(self, place: int) -> torch.Tensor:
-        """Forget one snapshot; gives the tensor that it was kept in."""
-        del self.times[place], self._sums[place : place + 1], self._products[place : place + 1]
+    def _forget_products(self, place: int) -> None:
+        """Forget the inner products with one snapshot."""
+        del self._products[place : place + 1]
         for row in self._products[place:]:
             del row[place]
-        dropped = self._kept.pop(place)
-        self.nbytes -= dropped.nbytes
-        return dropped.tensor
 
-    def _converted(self, snapshot: torch.Tensor, spare: torch.Tensor | None) -> Kept:
-        """A snapshot as it is kept: itself, or written into ``spare``, which was the oldest, or into new memory."""
+    def _converted(
+        self, snapshot: torch.Tensor, spare: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A snapshot as it is kept, and its scale: written into ``spare``, which was the oldest, or into new memory."""
         device, dtype = self._place, self.dtype or snapshot.dtype
-        if (device, dtype) == (snapshot.device, snapshot.dtype):
-            return Kept(snapshot, None)
         scale = None
         if dtype != snapshot.dtype:
             scale = _scale(snapshot, dtype) if _needs_scale(dtype) else None
             snapshot = snapshot if scale is None else snapshot.to(scale.dtype) / scale
         if spare is None:
             with torch.inference_mode(False):  # a buffer made inside could not be written to outside
-                if self._courier is None:
+                if self._transfer is None:
                     spare = torch.empty_like(snapshot, dtype=dtype, device=device)
                 else:
-                    spare = self._courier.buffer(snapshot, dtype)
-        if self._courier is None:
+                    spare = self._transfer.buffer(snapshot, dtype)
+        if self._transfer is None:
             spare.copy_(snapshot)
         else:
-            self._courier.send(snapshot.to(dtype), spare)
-        return Kept(spare, scale)
+            self._transfer.send(snapshot.to(dtype), spare)
+        return spare, scale
 
-    def _fetched(self, chosen: Sequence[Kept]) -> list[torch.Tensor]:
+    def _fetched(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Kept tensors, in the dtype they are kept as, on the device that they came from."""
-        tensors = [kept.tensor for kept in chosen]
-        if self._courier is not None:
-            return self._courier.fetch(tensors)
-        if self._kind is None or self._place == self._kind.device:
-            return tensors
-        return [tensor.to(self._kind.device) for tensor in tensors]
+        if self._transfer is not None:
+            return self._transfer.fetch(tensors)
+        if self._kind is None or self._place == self._kind[2]:
+            return list(tensors)
+        return [tensor.to(self._kind[2]) for tensor in tensors]
 
 
 def alike(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
@@ -241,9 +228,9 @@ def _place(home: torch.device, wanted: torch.device | None) -> torch.device:
     return home if wanted is None or (wanted.index is None and wanted.type == home.type) else wanted
 
 
-def _courier(home: torch.device, place: torch.device) -> Courier | None:
+def _transfer(home: torch.device, place: torch.device) -> PinnedTransfer | None:
     """What carries CUDA snapshots to the host's memory and back; None: they stay, or travel as torch sees fit."""
-    return Courier(home) if (home.type, place.type) == ("cuda", "cpu") else None
+    return PinnedTransfer(home) if (home.type, place.type) == ("cuda", "cpu") else None
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -5,6 +5,7 @@ A decision costs one packed reduction and one read, however many numbers it take
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,14 +19,19 @@ def read_back(values: torch.Tensor) -> list[float]:
 
 
 class Reading(NamedTuple):
-    """What one read gave: the diffs (one, or one per sample), and what was asked for beside them."""
+    """What one read gave.
+
+    Args:
+        diffs: one, or one per sample.
+        beside: what was asked for beside them.
+        before, sizes: mean|previous| and mean|current|, one, or one per sample: what a comparison to come divides by;
+            None: it must measure it.
+    """
 
     diffs: list[float]
     beside: list[float]
-
-    def jumped(self, threshold: float | None) -> bool:
-        """Whether anything that was read beside the diffs exceeds a threshold."""
-        return any(exceeds(number, threshold) for number in self.beside)
+    before: list[float] | None = None
+    sizes: list[float] | None = None
 
 
 def exceeds(distance: float, threshold: float | None) -> bool:
@@ -42,7 +48,7 @@ def read_numbers(numbers: Sequence[torch.Tensor], group: Any = None) -> list[flo
     return read_back(packed)
 
 
-def relative_l1(previous: Any, current: Any, group: Any = None, *, health: torch.Tensor | None = None) -> float | None:
+def relative_l1(previous: Any, current: Any, group: Any = None, *, health: Sequence[torch.Tensor] = ()) -> float | None:
     """mean|previous − current| / mean|previous| over whole tensors; see ``read_relative_l1``."""
     reading = read_relative_l1(previous, current, group, health=health)
     return None if reading is None else reading.diffs[0]
@@ -55,8 +61,9 @@ def read_relative_l1(
     *,
     samples: int | None = None,
     important: float = 0.0,
-    health: torch.Tensor | None = None,
+    health: Sequence[torch.Tensor] = (),
     beside: Sequence[torch.Tensor] = (),
+    sizes: list[float] | None = None,
 ) -> Reading | None:
     """mean|previous − current| / mean|previous| in float32 or better, by one host read.
 
@@ -66,29 +73,78 @@ def read_relative_l1(
         group: over whose ranks the means are taken, by one reduction; None: this process alone.
         samples: the length of the first dimension, for one ratio per sample; None: one for all.
         important: above 0: where a token (last dimension but one) differs by more than this, only such tokens count.
-        health: a number on the tensors' device that must be finite for the results to be.
+        health: numbers that must be finite for the ratio to be; with samples, vectors of one for each.
         beside: single numbers on the tensors' device to read too; with a group, their means.
+        sizes: mean|previous| where an earlier reading gave it; None: it is measured.
 
     Returns:
-        The ratios, NaN where a value is NaN or both means are zero; None if they cannot be compared on some rank.
+        The ratios, NaN where a value is NaN or the mean of the previous is zero; None if they cannot be compared on
+        some rank.
     """
     fits = isinstance(previous, torch.Tensor) and isinstance(current, torch.Tensor)
     fits = fits and previous.shape == current.shape and previous.device == current.device
-    if group is None and not fits:
+    if group is not None:
+        return _read_over_ranks(previous, current, group, fits, samples, important, health, beside)
+    if not fits:
         return None
+    before = previous if previous.dtype is torch.float32 else _wide(previous)
+    now = current if current.dtype is torch.float32 else _wide(current)
+    if important > 0 and now.dim() > 1:
+        parts, given = list(_sums(before, now, samples, important)), None
+    else:
+        changed = (before - now).abs()
+        parts = [changed.mean(), now.abs().mean()] if samples is None else _row_means(samples, changed, now.abs())
+        given = sizes if sizes is not None and len(sizes) == (samples or 1) else None
+        if given is None:
+            parts.insert(1, before.abs().mean() if samples is None else _row_means(samples, before.abs())[0])
+    measured = len(parts)
+    first = parts[0]
+    for number in (*health, *beside):
+        alike = number.dtype is first.dtype and number.device == first.device
+        parts.append(number if alike else number.to(first))
+    numbers = read_back(torch.stack(parts) if samples is None else torch.cat([part.reshape(-1) for part in parts]))
+    return _reading(numbers, samples or 1, measured, len(health), given)
+
+
+def _reading(numbers: list[float], count: int, measured: int, healths: int, given: list[float] | None) -> Reading:
+    """The numbers of one read, taken apart: changes, sizes before (unless given), sizes now, health, and the rest."""
+    divisors = numbers[count : 2 * count] if given is None else given
+    diffs = []
+    for place in range(count):
+        diffs.append(numbers[place] / divisors[place] if divisors[place] else math.nan)
+    end = (measured + healths) * count
+    for place in range(measured * count, end):
+        if not math.isfinite(numbers[place]):
+            diffs[place % count] = math.nan
+    newest = (2 if given is None else 1) * count
+    sizes = numbers[newest : newest + count] if newest < measured * count else None
+    return Reading(diffs, numbers[end:], None if sizes is None else divisors, sizes)
+
+
+def _row_means(samples: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The mean of each sample, for each tensor."""
+    return [tensor.reshape(samples, -1).mean(1) for tensor in tensors]
+
+
+def _read_over_ranks(
+    previous: Any,
+    current: Any,
+    group: Any,
+    fits: bool,
+    samples: int | None,
+    important: float,
+    health: Sequence[torch.Tensor],
+    beside: Sequence[torch.Tensor],
+) -> Reading | None:
+    """The same where every rank has a part: one reduction, which also tells whether all could compare."""
     count = samples or 1
-    if fits:
-        changed, size = _sums(_wide(previous), _wide(current), samples, important)
-        if health is not None:
-            changed = changed + 0 * health  # 0 times NaN or infinity is NaN
-    if group is None:
-        ratios = changed / size
-        numbers = read_back(torch.cat([ratios, *(number.reshape(1).to(ratios) for number in beside)]))
-        return Reading(numbers[:count], numbers[count:])
     anchor = current if isinstance(current, torch.Tensor) else previous
     device = anchor.device if isinstance(anchor, torch.Tensor) else None
     packed = torch.zeros(2 * count + len(beside) + 2, dtype=torch.float64, device=device)
     if fits:
+        changed, size = _sums(_wide(previous), _wide(current), samples, important)
+        for number in health:
+            changed = changed + 0 * number.to(changed)  # 0 times NaN or infinity is NaN
         packed[:count], packed[count : 2 * count] = changed, size
         for place, number in enumerate(beside, start=2 * count):
             packed[place] = number
@@ -98,15 +154,14 @@ def read_relative_l1(
     if numbers[-1]:
         return None
     sums = zip(numbers[:count], numbers[count : 2 * count], strict=True)
-    ratios_read = [changed / size if size else float("nan") for changed, size in sums]
-    return Reading(ratios_read, [number / numbers[-2] for number in numbers[2 * count : -2]])
+    ratios = [changed / size if size else math.nan for changed, size in sums]
+    return Reading(ratios, [number / numbers[-2] for number in numbers[2 * count : -2]])
 
 
 def _sums(
     previous: torch.Tensor, current: torch.Tensor, samples: int | None, important: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ|previous − current| and Σ|previous|, each in one dimension: one number, or one per sample."""
-    rows = samples or 1
+    """Σ|previous − current| and Σ|previous|: one number without dimensions, or one per sample."""
     changed, size = (previous - current).abs(), previous.abs()
     if important > 0 and previous.dim() > 1:
         changed, size = changed.mean(-1, keepdim=True), size.mean(-1, keepdim=True)
@@ -114,12 +169,13 @@ def _sums(
         anywhere = chosen.flatten() if samples is None else chosen.reshape(samples, -1)
         chosen = chosen | ~anywhere.any(-1).reshape(-1, *[1] * (chosen.dim() - 1))
         changed, size = changed * chosen, size * chosen
-    rows = samples or 1
     wide = torch.float32 if changed.device.type == "mps" else torch.float64
     # a mean in the tensors' own precision and one multiplication: a sum over all would lose more of it
-    scale = changed.numel() / rows
-    totals = (part.reshape(rows, -1).mean(1).to(wide) * scale for part in (changed, size))
-    return next(totals), next(totals)
+    scale = changed.numel() / (samples or 1)
+    if samples is None:
+        return changed.mean().to(wide) * scale, size.mean().to(wide) * scale
+    rows = _row_means(samples, changed, size)
+    return rows[0].to(wide) * scale, rows[1].to(wide) * scale
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -131,36 +187,11 @@ def relative_l1_sums(
     previous: torch.Tensor, current: torch.Tensor, *, important: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Σ|previous − current| and Σ|previous| as 0-dim tensors on their device: nothing is read back."""
-    changed, size = _sums(_wide(previous), _wide(current), None, important)
-    return changed[0], size[0]
+    return _sums(_wide(previous), _wide(current), None, important)
 
 
-class Landing:
-    """Numbers on their way to the host: sent without waiting, and there by the time the next step begins.
-
-    Args:
-        values: a tensor of one dimension; on a processor it is there at once.
-    """
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self._event: Any = None
-        if values.is_cuda:
-            landing = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            landing.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-            values = landing
-        self._values = values
-
-    def numbers(self) -> list[float]:
-        """The numbers; waits for them where they are not there yet."""
-        if self._event is not None:
-            self._event.synchronize()
-        return read_back(self._values)
-
-
-class Travelling:
-    """Numbers of a step on their way to the host: asked for when it ends, there when the next one begins.
+class PendingDiffs:
+    """Diffs of a step on their way to the host: sent without waiting when it ends, there when the next one begins.
 
     Args:
         step: the step they were measured in.
@@ -174,15 +205,19 @@ class Travelling:
         packed = torch.stack(list(sums.values()))
         if group is not None:
             torch.distributed.all_reduce(packed, group=group)
-        self._ratios = Landing(packed[:, 0] / packed[:, 1])
+        self._ratios = packed[:, 0] / packed[:, 1]
+        self._event: Any = None
+        if packed.is_cuda:
+            on_host = torch.empty(self._ratios.shape, dtype=self._ratios.dtype, pin_memory=True)
+            self._ratios = on_host.copy_(self._ratios, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
 
     def arrived(self) -> tuple[int, dict[int, float]]:
-        """The step, and its ratios by block."""
-        return self.step, dict(zip(self.blocks, self._ratios.numbers(), strict=True))
-
-
-def _wide_sum(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        """The step, and its ratios by block; waits for them where they are not there yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self.step, dict(zip(self.blocks, read_back(self._ratios), strict=True))
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
@@ -196,7 +231,7 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     return first_tensor(getattr(value, "sample", None)) if hasattr(value, "sample") else None
 
 
-class Transformation:
+class EasyCacheProbe:
     """EasyCache's measure (arXiv 2507.02860): by what share the model's output is expected to change in a step.
 
     At two computed steps j < i the rate is k = mean|v_i − v_j| / mean|x_i − x_j|; x is what goes into the transformer,

@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
-from cache_dit.engine.forward.run import Prediction
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.predictors.base import Predictor
-from cache_dit.engine.state.history import History
-
-if TYPE_CHECKING:
-    from cache_dit.engine.forward.stepwise import Call
+from cache_dit.engine.state.history import History, alike
 
 
-class Past:
-    """What one lane, or one sample or block of it, keeps of computed steps, and the predictions from it.
+class Prediction(NamedTuple):
+    """What a cached step adds to a stream, or puts in its place.
+
+    Args:
+        fits: whether a stream looks like the snapshots.
+        over: the stream after the skipped blocks, from what it is before them (and where to write it, or None).
+        alone: the stream after the skipped blocks, where the snapshots are of the stream itself.
+    """
+
+    fits: Callable[[Any], bool]
+    over: Callable[..., torch.Tensor]
+    alone: Callable[[], torch.Tensor]
+
+    @classmethod
+    def of(cls, history: History, coefficients: list[float], *, summed: bool) -> Prediction:
+        """The prediction with a weight for each of the newest snapshots.
+
+        Args:
+            history: the snapshots.
+            coefficients: the weights.
+            summed: whether to sum them now: compiled code must not see weights, which change at every step. Else the
+                sum is taken together with the stream that it is added to, in one pass over memory.
+        """
+        if not summed:
+            return cls(history.fits, partial(history.predict, coefficients), partial(_owned, history, coefficients))
+        tensor = history.predict(coefficients)
+        return cls(partial(alike, tensor), partial(torch.add, tensor), tensor.clone)
+
+
+def _owned(history: History, coefficients: list[float]) -> torch.Tensor:
+    return history.predict(coefficients).clone()
+
+
+class Snapshots:
+    """What a branch of a chain, or a sample or block of it, keeps of computed steps, and the predictions from it.
+
+    The times of a step are a mapping: its number under ``"step"``, and its place on other coordinates that are known.
 
     Args:
         options: the chain's options.
@@ -28,60 +61,76 @@ class Past:
     def __init__(self, options: ChainOptions, *, watch: bool = False, predictor: Predictor | None = None) -> None:
         own = None if predictor is None else (predictor, predictor)
         self.hidden_predictor, self.encoder_predictor = own or options.predictors()
-        self.hidden = options.history(self.hidden_predictor, watch=watch)
-        self.encoder = options.history(self.encoder_predictor, watch=watch)
-        self.coordinate = "step" if options.calibrator is None else options.calibrator.coordinate
+        cache = options.cache
+        self.hidden = History(self.hidden_predictor.history, device=cache.cache_device, dtype=cache.cache_dtype)
+        self.encoder = History(self.encoder_predictor.history, device=cache.cache_device, dtype=cache.cache_dtype)
+        self.coordinate = options.coordinate
         self.unit = self.coordinate  # what the times at hand are counted in
+        self.watch = watch
+        #: A number a snapshot that is not finite where it is not, and how many of the newest nobody has read yet.
+        self._norms: list[torch.Tensor] = []
+        self.unread = 0
+        #: Whether the snapshots lie where they must be brought back from.
+        self.travels = cache.cache_device is not None
 
-    def keep(self, call: Call, hidden: torch.Tensor, encoder: torch.Tensor | None) -> None:
-        """Append a step's snapshots."""
-        unit, time = self._time(call)
-        if self.hidden.times and (unit != self.unit or time < self.hidden.times[-1]):
+    def keep(self, times: Mapping[str, float], hidden: torch.Tensor, encoder: torch.Tensor | None) -> bool:
+        """Append a step's snapshots; says whether other bytes may be held than before."""
+        time = times.get(self.coordinate)
+        unit = self.coordinate if time is not None else "step"
+        time = times["step"] if time is None else time
+        known = self.hidden.times
+        if known and (unit != self.unit or time < known[-1]):
             self.clear()  # what was kept lies elsewhere
         self.unit = unit
-        self.hidden.append(time, hidden)
+        again = bool(known) and known[-1] == time
+        grew = self.hidden.append(time, hidden)
         if encoder is None:
             self.encoder.clear()
         else:
-            self.encoder.append(time, encoder)
+            grew = self.encoder.append(time, encoder) or grew
+        if self.watch:
+            both = [hidden] if encoder is None else [hidden, encoder]
+            if again:
+                del self._norms[-len(both) :]
+            self._norms += torch._foreach_norm(both, 2, dtype=torch.float32 if hidden.dtype.itemsize < 4 else None)
+            del self._norms[: -len(both) * len(known)]  # of what is not kept any more
+            self.unread = min(self.unread + len(both), len(self._norms))
+        return grew
 
-    def predictions(self, call: Call, *, summed: bool) -> tuple[Prediction | None, Prediction | None]:
+    def predictions(self, times: Mapping[str, float], *, summed: bool) -> tuple[Prediction | None, Prediction | None]:
         """What is predicted for H and for E."""
         if not self.hidden.times:
             return None, None
-        unit, time = self._time(call)
+        time = times.get(self.coordinate)
+        unit = self.coordinate if time is not None else "step"
+        time = times["step"] if time is None else time
         encoder = self.encoder
-        alike = self.encoder_predictor is self.hidden_predictor and encoder.times == self.hidden.times
         if unit != self.unit:
             found = other = [1.0]  # what is kept lies elsewhere: the newest of it is reused
         else:
             found = other = weights(self.hidden_predictor, self.hidden, time)
+            alike = self.encoder_predictor is self.hidden_predictor and encoder.times == self.hidden.times
             if encoder.times and (not alike or self.encoder_predictor.needs_gram):
                 other = weights(self.encoder_predictor, encoder, time)
-        hidden = Prediction(self.hidden, found, summed=summed)
-        return hidden, Prediction(encoder, other, summed=summed) if encoder.times else None
-
-    def _time(self, call: Call) -> tuple[str, float]:
-        """A step's place, and on which coordinate: its number where the one asked for is not known."""
-        time = call.times.get(self.coordinate)
-        return ("step", float(call.step)) if time is None else (self.coordinate, time)
+        hidden = Prediction.of(self.hidden, found, summed=summed)
+        return hidden, Prediction.of(encoder, other, summed=summed) if encoder.times else None
 
     def prefetch(self) -> None:
         """Let what is kept elsewhere travel while the model computes: it may be needed in this step."""
         self.hidden.prefetch(len(self.hidden))
         self.encoder.prefetch(len(self.encoder))
 
-    def health(self) -> torch.Tensor | None:
-        """A number that is not finite where a snapshot is not; None where nothing is kept, or nobody watches."""
-        hidden, encoder = self.hidden.health(), self.encoder.health()
-        if hidden is None or encoder is None:
-            return hidden
-        return hidden + encoder.to(hidden)
-
     def clear(self) -> None:
         """Forget everything."""
         self.hidden.clear()
         self.encoder.clear()
+        self._norms.clear()
+        self.unread = 0
+
+    @property
+    def health(self) -> list[torch.Tensor]:
+        """Numbers that are not finite where a snapshot is not, of those that nobody has read yet."""
+        return self._norms[-self.unread :] if self.unread else []
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +143,7 @@ class Past:
         return Counter(self.hidden.bytes_by_device) + Counter(self.encoder.bytes_by_device)
 
     def __len__(self) -> int:
-        return len(self.hidden)
+        return len(self.hidden.times)
 
 
 def weights(predictor: Predictor, history: History, time: float) -> list[float]:

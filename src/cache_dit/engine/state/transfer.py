@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-class Courier:
+class PinnedTransfer:
     """Copies tensors between one CUDA device and pinned memory, in order, beside what the device computes.
 
     All copies run on one stream, so a buffer that is written anew is not written before what was read from it has left.
@@ -49,5 +49,5 @@ class Courier:
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.stream)
         for tensor in tensors:
-            tensor.record_stream(current)  # their memory belongs to the courier's stream
+            tensor.record_stream(current)  # their memory belongs to this stream
         return tensors
