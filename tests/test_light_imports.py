@@ -98,17 +98,3 @@ def test_every_name_is_in_dir_and_another_is_an_attribute_error() -> None:
     assert set(cache_dit.__all__) <= set(dir(cache_dit))
     with pytest.raises(AttributeError, match="has no attribute 'enable_caches'"):
         _ = cache_dit.enable_caches
-
-
-@pytest.mark.parametrize("first", ["import cache_dit.summary", "import cache_dit; cache_dit.summary"])
-def test_summary_is_a_function_and_a_module_in_both_orders(first: str) -> None:
-    code = f"""
-{first}
-import cache_dit
-from cache_dit import summary
-from cache_dit.summary import CacheStats, strify
-from cache_dit.summary import summary as function
-for called in (summary, cache_dit.summary, function):
-    assert called(None, logging=False) == [CacheStats()] == [cache_dit.CacheStats()]
-"""
-    run(code)

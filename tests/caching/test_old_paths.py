@@ -71,16 +71,19 @@ def test_an_import_path_loads_only_what_a_taken_name_needs():
     assert json.loads(loaded) == []
 
 
-@pytest.mark.parametrize("first", ["import cache_dit", "from cache_dit.summary import CacheStats"])
+@pytest.mark.parametrize("first", ["import cache_dit; cache_dit.summary", "import cache_dit.summary"])
 def test_summary_is_a_function_and_a_module_in_both_orders_of_import(first: str):
     output = run_python(
         f"""
         {first}
         import cache_dit
         cache_dit.summary(None, logging=False)
-        from cache_dit.summary import CacheStats, summary
+        from cache_dit import summary
+        from cache_dit.summary import CacheStats, strify
+        from cache_dit.summary import summary as function
         import cache_dit.summary
-        print(cache_dit.summary(None, logging=False) == summary(None, logging=False) == [CacheStats()])
+        for called in (summary, cache_dit.summary, function):
+            print(called(None, logging=False) == [CacheStats()] == [cache_dit.CacheStats()])
         """
     )
-    assert output == "True"
+    assert output == "\n".join(["True"] * 3)

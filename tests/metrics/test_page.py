@@ -14,6 +14,7 @@ from tests.docs.setups import SETUPS
 from tests.docs.test_docs import run_python, same_text
 
 PAGE = "metrics.md"
+NETWORKS_PAGE = "metrics_networks.md"
 
 for package in ("skimage", "av"):
     pytest.importorskip(package, reason="the extra `metrics` brings it")
@@ -42,6 +43,6 @@ def test_the_guide_names_every_flag_and_variable() -> None:
     from cache_dit.metrics.networks.files import NETWORKS
 
     for network in NETWORKS:
-        assert f"`{network.variable}`" in text(PAGE)
+        assert f"`{network.variable}`" in text(PAGE) + text(NETWORKS_PAGE)
     for flag in ("-i1", "-i2", "-p", "-v1", "-v2", "-d", "-r", "-rp", "-vd", "-rv", "--perf-log", "--json", "--csv"):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text(PAGE)), flag
