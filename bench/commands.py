@@ -31,21 +31,18 @@ COMMITTED, BUILT = ROOT / "bench" / "results", ROOT / "build" / "bench"
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "cache-dit bench") -> int:
     """Run a bench with what was typed after the program's name; the exit status is as that of `cache_dit.cli.main`."""
-    found = [with_report(command) for command in COMMANDS]
-    return run_one(prog, "What the cache costs and gives, on this machine.", found, arguments)
+    return run_one(prog, "What the cache costs and gives, on this machine.", COMMANDS, arguments)
 
 
 # -- what every bench takes
 
-_NUMBER = {"type": whole_number(1), "metavar": "N"}
-_CLOCKS = ("wall", "processor")
 
-
-def _declare(parser: argparse.ArgumentParser, options: Mapping[str, str | tuple[str, dict[str, Any]]]) -> None:
-    """Options by name: the help of a flag, or the help of another one and what ``add_argument`` takes."""
+def _declare(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -> None:
+    """Options by name: the help of a flag, or a pair of a help and what ``add_argument`` takes."""
     for name, told in options.items():
         text, given = (told, {"action": "store_true"}) if isinstance(told, str) else told
-        parser.add_argument(f"--{name}", help=text, **given)
+        shown = f"{text} (default %(default)s)" if given.get("default") else text
+        parser.add_argument(f"--{name}", help=shown, **given)
 
 
 def add_common(parser: argparse.ArgumentParser, *, out: Path) -> None:
@@ -55,8 +52,8 @@ def add_common(parser: argparse.ArgumentParser, *, out: Path) -> None:
         "quick": "little of everything: shows that it works, says nothing",
         "out": (where, {"type": Path, "metavar": "FILE"}),
         "fresh": "throw away what a run before left in the results file",
-        "threads": ("processor threads (default %(default)s)", {"type": whole_number(1, 1024), "default": 1}),
-        "clock": ("what time is (default %(default)s)", {"choices": _CLOCKS, "default": "processor"}),
+        "threads": ("processor threads", {"type": whole_number(1, 1024), "default": 1}),
+        "clock": ("what time is", {"choices": ("wall", "processor"), "default": "processor"}),
     }
     _declare(parser, common)
     parser.set_defaults(committed_out=out)
@@ -84,11 +81,26 @@ def opened(arguments: argparse.Namespace, bench: str, settings: Mapping[str, Any
 
 
 def finished(results: Results, findings: Sequence[Any], title: str) -> None:
-    """Print what was found, and save it."""
+    """Print what was found, save it, and write the report."""
     from bench.report.parts import findings_table
 
     console().print(findings_table(findings, f"{title}; {results.made_by}", grouped=True).terminal())
     results.finish(findings)
+    report_on(results)
+
+
+def report_on(results: Results) -> None:
+    """Write the report of one file, never among committed ones; without matplotlib, say so: the file is saved."""
+    try:
+        need_matplotlib()
+    except MissingDependencyError as error:
+        return say(f"no report: {error}; then: cache-dit bench report")
+    from bench.report.page import save_report
+
+    folder = BUILT if results.path.parent.resolve() == COMMITTED else results.path.parent
+    page = folder / f"{results.path.stem}.html"
+    save_report(page, [results], whole=False)
+    say(f"the report: {page}")
 
 
 def console() -> Console:
@@ -117,43 +129,17 @@ def short(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
-def with_report(command: Command) -> Command:
-    """A bench that writes its report when it is through, if it takes the arguments that every bench takes."""
+def some(known: Mapping[str, Any], patterns: Sequence[str], what: str) -> dict[str, Any]:
+    """Those whose names fit; ``*`` is anything.
 
-    def run(arguments: argparse.Namespace) -> int:
-        status = command.run(arguments)
-        measured = hasattr(arguments, "committed_out") and not getattr(arguments, "list", False)
-        if measured and out_of(arguments).is_file():
-            report_on(out_of(arguments))
-        return status
-
-    return dataclasses.replace(command, run=run)
-
-
-def report_path(results: Path) -> Path:
-    """Where the report of a results file goes: beside it, but never among the committed ones."""
-    return (BUILT if results.parent.resolve() == COMMITTED else results.parent) / f"{results.stem}.html"
-
-
-def report_on(results: Path) -> None:
-    """Write the report of one file; without matplotlib, say so: what was measured is saved."""
-    try:
-        need_matplotlib()
-    except MissingDependencyError as error:
-        return say(f"no report: {error}; then: cache-dit bench report")
-    from bench.report.page import save_report
-    from bench.results import Results
-
-    save_report(report_path(results), [Results.load(results)], whole=False)
-    say(f"the report: {report_path(results)}")
-
-
-def _bench(name: str, text: str, run: Any, options: Mapping[str, Any]) -> Command:
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        add_common(parser, out=COMMITTED / f"{name}.json")
-        _declare(parser, options)
-
-    return Command(name, text, add_arguments, run)
+    Raises:
+        UsageError: a pattern fits none.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name.lower(), pattern.lower()) for name in known):
+            raise UsageError(f"no {what} is called {pattern!r}; --list shows all")
+    fits = {name for name in known for one in patterns if fnmatchcase(name.lower(), one.lower())}
+    return {name: value for name, value in known.items() if name in fits}
 
 
 # -- the benches
@@ -166,13 +152,14 @@ def _quality(arguments: argparse.Namespace) -> int:
     from bench.quality.run import Plan, run
 
     if arguments.list:
-        for name, method in methods().items():
-            say(f"{method.owner:<9} {name}")
+        say("\n".join(f"{method.owner:<9} {name}" for name, method in methods().items()))
         return 0
     names = ("pictures", "seeds", "search_captions", "candidates", "steps", "budgets")
     asked = (2, 1, 1, 2, 6, (1.5, 2.0)) if arguments.quick else (64, 1, 6, CANDIDATES, 28, BUDGETS)
     settings = {name: getattr(arguments, name, None) or one for name, one in zip(names, asked, strict=True)}
-    chosen = _some(methods(), arguments.only, quick=arguments.quick)
+    chosen = methods() if arguments.only is None else some(methods(), arguments.only, "method")
+    if arguments.quick and arguments.only is None:  # no other environment is needed
+        chosen = {name: method for name, method in chosen.items() if not method.version}
     try:
         held_out = held_out_pictures(settings["pictures"], settings["seeds"])
     except ValueError as error:
@@ -181,41 +168,25 @@ def _quality(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(settings["steps"], arguments.clock, arguments.threads, Path(folder))
         pictures = search_pictures(settings["search_captions"]), held_out
-        timed = 1 if arguments.quick else 3
         most = settings["candidates"], arguments.processes
-        run(results, Plan(chosen, setup, tuple(settings["budgets"]), *pictures, *most, timed))
-    found = findings(results.rows, results.settings)
-    finished(results, found, f"Quality: {settings['pictures']} pictures of {settings['steps']} steps")
+        run(results, Plan(chosen, setup, tuple(settings["budgets"]), *pictures, *most))
+    title = f"Quality: {settings['pictures']} pictures of {settings['steps']} steps"
+    finished(results, findings(results.rows, results.settings), title)
     return 0
-
-
-def _some(known: dict[str, Any], patterns: list[str] | None, *, quick: bool) -> dict[str, Any]:
-    """The methods that were asked for; a quick run without names leaves out those that need another environment."""
-    if patterns is None:
-        return {name: method for name, method in known.items() if not quick or method.environment == "here"}
-    fits = {one: {name for name in known if fnmatchcase(name.lower(), one.lower())} for one in patterns}
-    for pattern, names in fits.items():
-        if not names:
-            raise UsageError(f"no method is called {pattern!r}; --list shows all")
-    return {name: method for name, method in known.items() if any(name in names for names in fits.values())}
 
 
 def _overhead(arguments: argparse.Namespace) -> int:
     from bench.cost import beside, ours
 
-    names = (*ours.GROUPS, beside.PEERS)
+    names = dict.fromkeys((*ours.GROUPS, beside.PEERS))
     if arguments.list:
         say("\n".join(names))
         return 0
-    for name in arguments.only or ():
-        if name not in names:
-            raise UsageError(f"no group is called {name!r}: it is one of {', '.join(names)}")
+    chosen = names if arguments.only is None else some(names, arguments.only, "group")
     size = ours.QUICK if arguments.quick else ours.Extent()
     size = dataclasses.replace(size, clock=arguments.clock, runs=arguments.runs or size.runs)
-    chosen = [name for name in names if name in (arguments.only or names)]
     results = opened(arguments, "overhead", beside.settings_of(size))
-    ours.measure(results, size, chosen)
-    missing = beside.measure(results, size, arguments.threads) if beside.PEERS in chosen else {}
+    missing = beside.measure(results, size, arguments.threads, list(chosen))
     finished(results, beside.findings_of(results.rows), f"FLUX, {beside.described(results.settings['model'])}")
     for version, why in missing.items():
         say(f"cache-dit {version} was not measured: {why.splitlines()[0]}")
@@ -226,24 +197,23 @@ def _scaling(arguments: argparse.Namespace) -> int:
     import torch
 
     from bench.cost import scaling
+    from bench.results import findings_of
     from bench.timer import clock_for
 
-    try:
-        device = torch.device(arguments.device)
-    except RuntimeError as error:
-        raise UsageError(f"--device {arguments.device!r} is no device: pass cpu or cuda") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise UsageError(f"there is no {device} here that this bench can time: pass cpu, or cuda where there is one")
-    runs, calls = (1, 50) if arguments.quick else (arguments.runs, 500)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here: pass --device cpu")
+    runs = 1 if arguments.quick else arguments.runs
     results = opened(arguments, "scaling", {"device": str(device), "runs": runs}, device=str(device))
     clock = clock_for(device, arguments.clock)
-    scaling.run(scaling.points(quick=arguments.quick), results, runs=runs, calls=calls, device=device, clock=clock)
-    finished(results, scaling.findings_of(results.rows), f"{results.machine['device']}, {clock.name} time")
+    scaling.run(scaling.points(quick=arguments.quick), results, runs=runs, device=device, clock=clock)
+    finished(results, findings_of(results.rows.values()), f"{results.machine['device']}, {clock.name} time")
     return 0
 
 
 def _gpu(arguments: argparse.Namespace) -> int:
     from bench.cost import gpu
+    from bench.results import findings_of
 
     size = gpu.QUICK if arguments.quick else gpu.Amount()
     stage = gpu.opened(arguments.device, size)
@@ -251,7 +221,7 @@ def _gpu(arguments: argparse.Namespace) -> int:
     settings = {"device": str(stage.device), "dtype": dtype, **dataclasses.asdict(size)}
     results = opened(arguments, "gpu", settings, device=str(stage.device))
     gpu.run(stage, results, arguments.minutes, only=arguments.only, say=say)
-    finished(results, gpu.findings_of(results.rows), f"{results.machine['device']}, {dtype}")
+    finished(results, findings_of(results.rows.values()), f"{results.machine['device']}, {dtype}")
     failed = [key for key, row in results.rows.items() if "error" in row]
     if failed:
         say(f"failed: {', '.join(failed)}; run again with more minutes to try these anew")
@@ -265,9 +235,9 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fresh", type=Path, metavar="FRESH", help="results file of a run just made")
     what = "what it was before (default: bench/results)"
     parser.add_argument("committed", type=Path, metavar="COMMITTED", nargs="?", help=what)
-    share = "changes up to this share are not told (default %(default)s)"
+    share = {"type": _share, "default": 0.02, "metavar": "SHARE"}
     options = {
-        "tolerance": (share, {"type": _share, "default": 0.02, "metavar": "SHARE"}),
+        "tolerance": ("changes up to this share are not told", share),
         "strict": "end with status 1 where something got worse",
         "json": "print everything as data",
     }
@@ -288,8 +258,7 @@ def _check(arguments: argparse.Namespace) -> int:
             say("\n  ".join(["Not measured alike; committed there, fresh now:", *comparison.conditions]))
         for table in comparison.tables():
             console().print(table.terminal())
-        worse = len(comparison.worse)
-        say(f"{comparison.counted}\n{worse or 'nothing'} got worse")
+        say(f"{comparison.counted}\n{comparison.worse or 'nothing'} got worse")
     return 1 if arguments.strict and comparison.worse else 0
 
 
@@ -307,8 +276,8 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     out = BUILT / "report.html"
     where = f"where the results files lie (default {short(COMMITTED)})"
     parser.add_argument("folder", type=Path, nargs="?", default=COMMITTED, metavar="FOLDER", help=where)
-    page = (f"the page (default {short(out)})", {"type": Path, "default": out, "metavar": "FILE"})
-    _declare(parser, {"out": page, "open": "open the page in the browser when it is ready"})
+    parser.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"the page (default {short(out)})")
+    _declare(parser, {"open": "open the page in the browser when it is ready"})
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -330,52 +299,52 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(name: str, text: str, run: Any, options: Mapping[str, Any]) -> Command:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_common(parser, out=COMMITTED / f"{name}.json")
+        _declare(parser, options)
+
+    return Command(name, text, add_arguments, run)
+
+
+def _number(text: str, most: int | None = None, **more: Any) -> tuple[str, dict[str, Any]]:
+    return text, {"type": whole_number(1, most) if most else whole_number(1), "metavar": "N", **more}
+
+
 _LIST = "print the names and do nothing"
-_DEFAULT = "(default %(default)s)"
+_COST = "what the cache costs: time, live state and host reads, beside all peers"
+_GPU = "cost and gain on a CUDA GPU: full-sized transformers with random weights"
+_QUALITY = "how close pictures are to the uncached ones at which speed-up, beside all peers"
+_SCALING = "cost of cached and full steps as tokens, depth, width and batch grow"
+_GPU_OPTIONS = {
+    "device": ("a CUDA device", {"default": "cuda"}),
+    "minutes": _number("no row is begun later", 1440, default=8),
+    "only": ("rows whose name has one of these, e.g. flux or loop", {"nargs": "+", "default": [], "metavar": "PART"}),
+}
+_OVERHEAD_OPTIONS = {
+    "only": ("some groups; --list shows all", {"nargs": "+", "metavar": "GROUP"}),
+    "list": _LIST,
+    "runs": _number("runs of all steps of our own groups"),
+}
+_QUALITY_OPTIONS = {
+    "only": ("some methods; * is anything, e.g. 'even mask*'", {"nargs": "+", "metavar": "METHOD"}),
+    "list": _LIST,
+    "pictures": _number("held-out pictures (default 64)"),
+    "seeds": _number("noises of each caption, among them (default 1)"),
+    "search-captions": _number("of the search (default 6)", 8),
+    "candidates": _number("of a method, at most (default 28)"),
+    "processes": _number("that draw at a time", 256, default=1),
+}
+_SCALING_OPTIONS = {
+    "device": ("where the models run", {"choices": ("cpu", "cuda"), "default": "cpu"}),
+    "runs": _number("runs of all steps at each size", 1000, default=8),
+}
+_CHECK = "Compare a fresh run with a committed one: what moved beyond the noise."
 COMMANDS: tuple[Command, ...] = (
-    Command(
-        "check", "Compare a fresh run with a committed one: what moved beyond the noise.", _check_arguments, _check
-    ),
-    _bench(
-        *("gpu", "cost and gain on a CUDA GPU: full-sized transformers with random weights", _gpu),
-        {
-            "device": (f"a CUDA device {_DEFAULT}", {"default": "cuda"}),
-            "minutes": (
-                f"rows that would end later are left out {_DEFAULT}",
-                {"type": whole_number(1, 1440), "default": 8},
-            ),
-            "only": (
-                "rows whose name has one of these, e.g. flux or peers",
-                {"nargs": "+", "default": [], "metavar": "PART"},
-            ),
-        },
-    ),
-    _bench(
-        *("overhead", "what the cache costs: time, live state, host reads, graph breaks, beside all peers", _overhead),
-        {
-            "only": ("some groups; --list shows all", {"nargs": "+", "metavar": "GROUP"}),
-            "list": _LIST,
-            "runs": ("runs of all steps of our own groups", {"type": whole_number(1)}),
-        },
-    ),
-    _bench(
-        *("quality", "how close pictures are to the uncached ones at which speed-up, beside all peers", _quality),
-        {
-            "only": ("some methods; * is anything, e.g. 'even mask*'", {"nargs": "+", "metavar": "METHOD"}),
-            "list": _LIST,
-            "pictures": ("held-out pictures (default 64)", _NUMBER),
-            "seeds": ("noises of each caption, among them (default 1)", _NUMBER),
-            "search-captions": ("of the search (default 6)", {**_NUMBER, "type": whole_number(1, 8)}),
-            "candidates": ("of a method, at most (default 28)", _NUMBER),
-            "processes": (f"that draw at a time {_DEFAULT}", {"type": whole_number(1, 256), "default": 1}),
-        },
-    ),
+    Command("check", _CHECK, _check_arguments, _check),
+    _bench("gpu", _GPU, _gpu, _GPU_OPTIONS),
+    _bench("overhead", _COST, _overhead, _OVERHEAD_OPTIONS),
+    _bench("quality", _QUALITY, _quality, _QUALITY_OPTIONS),
     Command("report", "Make one page of all results of a folder.", _report_arguments, _report),
-    _bench(
-        *("scaling", "cost of cached and full steps as tokens, depth, width and batch grow", _scaling),
-        {
-            "device": (f"where the models run {_DEFAULT}", {"default": "cpu"}),
-            "runs": (f"runs of all steps at each size {_DEFAULT}", {"type": whole_number(1, 1000), "default": 8}),
-        },
-    ),
+    _bench("scaling", _SCALING, _scaling, _SCALING_OPTIONS),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.findings import Finding
@@ -11,62 +11,55 @@ from bench.report.parts import Marked, Table, findings_table
 from bench.results import Results, differences, machine_differences
 from cache_dit.errors import ConfigError
 
-#: A change of at most this share is not told, however narrow the intervals are.
-TOLERANCE = 0.02
-
 
 @dataclass(frozen=True)
 class Change:
-    """A finding that is another one now; ``beyond_noise``: its value moved by more than noise and tolerance."""
+    """A finding before and now; the verdict is by its target, and "moved" where none tells."""
 
     before: Finding
     now: Finding
     beyond_noise: bool
+    verdict: str
+    newly_missed: bool
+    newly_reached: bool
 
-    @property
-    def verdict(self) -> str:
-        """By its target: nearer to what it should be or farther from it; "moved" where no target tells."""
-        wanted = {"≤": -1, "<": -1, "≥": 1, ">": 1}.get(self.now.target[:1], 0)
-        if wanted == 0 or self.before.unit != self.now.unit or self.before.value == self.now.value:
-            return "moved"
-        return "better" if (self.now.value - self.before.value) * wanted > 0 else "worse"
-
-    @property
-    def newly_missed(self) -> bool:
-        return self.now.reached is False and self.before.reached is not False
-
-    @property
-    def newly_reached(self) -> bool:
-        return self.now.reached is True and self.before.reached is False
+    @classmethod
+    def of(cls, before: Finding, now: Finding, tolerance: float) -> Change:
+        wanted = {"≤": -1, "<": -1, "≥": 1, ">": 1}.get(now.target[:1], 0)
+        better = (now.value - before.value) * wanted
+        told = before.unit == now.unit and better != 0
+        return cls(
+            before,
+            now,
+            before.unit != now.unit or beyond_noise(before, now, tolerance),
+            "moved" if not told else "better" if better > 0 else "worse",
+            now.reached is False and before.reached is not False,
+            now.reached is True and before.reached is False,
+        )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A fresh run against a committed one.
-
-    Args:
-        conditions: in what machine, versions and settings differ: where there are any, numbers may differ for that.
-        changes: findings that moved, or whose target is newly missed or reached.
-        appeared, gone: findings that only one of the two has.
-        unchanged: how many are as they were.
-    """
+    """A fresh run against a committed one; where machine or settings differ (conditions), numbers may for that."""
 
     conditions: list[str]
-    changes: list[Change] = field(default_factory=list)
-    appeared: list[Finding] = field(default_factory=list)
-    gone: list[Finding] = field(default_factory=list)
-    unchanged: int = 0
+    changes: list[Change]
+    appeared: list[Finding]
+    gone: list[Finding]
+    unchanged: int
 
     @property
-    def worse(self) -> list[Change]:
-        """What moved away from its target by more than noise, or newly misses it."""
-        return [one for one in self.changes if one.newly_missed or (one.beyond_noise and one.verdict == "worse")]
+    def worse(self) -> int:
+        """How many moved away from their target by more than noise, or newly miss it."""
+        return sum(one.newly_missed or (one.beyond_noise and one.verdict == "worse") for one in self.changes)
 
     @property
     def counted(self) -> str:
         """How much there is of what, in a line."""
-        moved = sum(change.beyond_noise for change in self.changes)
-        missed, reached = (sum(getattr(one, f"newly_{how}") for one in self.changes) for how in ("missed", "reached"))
+        moved, missed, reached = (
+            sum(getattr(one, name) for one in self.changes)
+            for name in ("beyond_noise", "newly_missed", "newly_reached")
+        )
         targets = f"{missed} targets newly missed, {reached} targets newly reached"
         apart = f"{len(self.appeared)} appeared, {len(self.gone)} went away"
         return f"{self.unchanged} unchanged, {moved} moved, {targets}, {apart}"
@@ -87,12 +80,10 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
-        names = ("verdict", "newly_missed", "newly_reached")
-        changes = [{**asdict(one), **{name: getattr(one, name) for name in names}} for one in self.changes]
-        return {**asdict(self), "changes": changes, "worse": len(self.worse)}
+        return {**asdict(self), "worse": self.worse}
 
 
-def compare(fresh: Results, committed: Results, *, tolerance: float = TOLERANCE) -> Comparison:
+def compare(fresh: Results, committed: Results, *, tolerance: float = 0.02) -> Comparison:
     """What moved, by group and name of the findings; changes up to a share of the committed value are not told.
 
     Raises:
@@ -106,13 +97,11 @@ def compare(fresh: Results, committed: Results, *, tolerance: float = TOLERANCE)
         if not results.finished:
             raise ConfigError(f"{results.path} has no findings yet: its run was not finished; run the bench again")
     before, now = ({(one.group, one.name): one for one in results.findings} for results in (committed, fresh))
-    pairs = [(before[key], now[key]) for key in now if key in before]
-    changes = [Change(*pair, pair[0].unit != pair[1].unit or beyond_noise(*pair, tolerance)) for pair in pairs]
-    changes = [one for one in changes if one.beyond_noise or one.newly_missed or one.newly_reached]
-    conditions = machine_differences(committed.machine, fresh.machine)
+    pairs = [Change.of(before[key], now[key], tolerance) for key in now if key in before]
+    changes = [one for one in pairs if one.beyond_noise or one.newly_missed or one.newly_reached]
     return Comparison(
-        conditions=[*conditions, *differences(committed.settings, fresh.settings)],
-        changes=changes,
+        machine_differences(committed.machine, fresh.machine) + differences(committed.settings, fresh.settings),
+        changes,
         appeared=[now[key] for key in now if key not in before],
         gone=[before[key] for key in before if key not in now],
         unchanged=len(pairs) - len(changes),

@@ -5,10 +5,8 @@ Nothing here looks inside a cache: the same lines count for everybody. It needs 
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ _QUERIES = ("to_q", "add_q_proj")
 
 
 class WorkMeter:
-    """Counts the work of a transformer from when it is made until ``remove``; a context manager.
+    """Counts the work of a transformer from when it is made to the end of the ``with``.
 
     A linear layer counts rows · in · out. Attention counts twice (scores, and the sum of the values) queries · keys ·
     width, seen at its query projections: the tokens of a joint attention are those of all its query projections. What
@@ -40,13 +38,12 @@ class WorkMeter:
         work: multiply-adds of everything in the blocks.
         attention: the part of them that is scores and sums of values.
         blocks: calls of blocks that ran, seen at each block's first linear layer; a batch of two counts as two.
-        calls: calls of the transformer, by the same rule.
         ran: the numbers of the blocks that ran.
     """
 
     def __init__(self, transformer: Any) -> None:
         self.reset()
-        self._hooks: list[Any] = [transformer.register_forward_pre_hook(self._count_call, with_kwargs=True)]
+        self._hooks: list[Any] = []
         for number, block in enumerate(blocks_of(transformer)):
             linears = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
             self._hooks += [linear.register_forward_pre_hook(self._count_linear) for linear in linears]
@@ -57,21 +54,15 @@ class WorkMeter:
                     self._hooks.append(query.register_forward_pre_hook(self._attention_counter(seen)))
 
     def reset(self) -> None:
-        self.work = self.attention = self.blocks = self.calls = 0
+        self.work = self.attention = self.blocks = 0
         self.ran: list[int] = []
-
-    def remove(self) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
 
     def __enter__(self) -> WorkMeter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def _count_call(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls += (args[0] if args else kwargs["hidden_states"]).shape[0]
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _count_linear(self, linear: Any, args: tuple[Any, ...]) -> None:
         self.work += args[0].numel() * linear.out_features
@@ -142,100 +133,68 @@ def _alive() -> dict[int, int]:
 
 # -- host reads
 
-#: Methods of a tensor that bring numbers to the host, and operators that do.
-_READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__"}
-_OPERATORS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
-#: Where the numbers come from; see ``HostReads``.
-ORIGINS = ("model", "timestep", "own")
+#: What brings numbers to the host: operators, and methods that never come to the dispatcher.
+_OPERATORS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero")
+_METHODS = ("tolist", "numpy", "cpu", "__array__")
 
 
-class HostReads:
-    """Counts, inside, how often numbers of tensors are read by the host, by where the numbers come from.
+class _Reads(TorchDispatchMode):
+    """Counts how often the host reads numbers that were computed with a model's weights or from its hidden states.
 
-    ``"model"``: computed with the model's weights or from its hidden states, so that on an accelerator the host waits;
-    ``"timestep"``: computed from the timestep alone; ``"own"``: what a cache made on the host by itself, for which
-    nothing waits anywhere.
+    On an accelerator the host waits for these, and not for what a cache or the timestep alone gave.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.count: Counter[str] = Counter()
-        self._origin: Any = WeakTensorKeyDictionary()
-        self._reading = False
-        for tensor in (*model.parameters(), *model.buffers()):
-            self._origin[tensor] = "model"
+        super().__init__()
+        self.count, self.methods = 0, _Methods(self)
+        self._of_model: Any = WeakTensorKeyDictionary()
+        self.mark((*model.parameters(), *model.buffers()))
 
-    def mark(self, arguments: Any) -> None:
+    def mark(self, values: Any) -> None:
+        for leaf in tree_leaves(values):
+            if isinstance(leaf, torch.Tensor):
+                self._of_model[leaf] = True
+
+    def arrived(self, arguments: dict[str, Any]) -> None:
         """Take note of the arguments of a step: nested ones too."""
         for name, value in arguments.items():
-            if isinstance(value, torch.Tensor):
-                self._origin[value] = "timestep" if name == "timestep" else "model"
-            elif isinstance(value, dict):
+            if isinstance(value, dict):
+                self.arrived(value)
+            elif name != "timestep":
                 self.mark(value)
 
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with _Operators(self), _Functions(self):
-            yield
+    def of_model(self, values: Any) -> bool:
+        return any(isinstance(leaf, torch.Tensor) and leaf in self._of_model for leaf in tree_leaves(values))
 
-    def origin(self, *values: Any) -> str:
-        origins = {self._origin.get(leaf) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
-        return next((name for name in ORIGINS[:2] if name in origins), "own")
-
-    def read(self, run: Callable[[], Any], *values: Any) -> Any:
-        """Run what reads, and count it once, however many operators it is made of."""
-        outer, self._reading = self._reading, True
-        try:
-            if not outer:
-                self.count[self.origin(*values)] += 1
-            return run()
-        finally:
-            self._reading = outer
-
-    def passed_on(self, result: Any, *values: Any) -> Any:
-        """The result of an operator, with the origin of what it was made of."""
-        origin = self.origin(*values)
-        if origin != "own":
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, torch.Tensor):
-                    self._origin[leaf] = origin
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, from_model = func(*args, **(kwargs or {})), self.of_model((args, kwargs))
+        if from_model:
+            self.count += func._schema.name in _OPERATORS
+            self.mark(result)
         return result
 
 
-class _Functions(TorchFunctionMode):
-    """Sees the methods; some of them never come to the dispatcher."""
-
-    def __init__(self, reads: HostReads) -> None:
+class _Methods(TorchFunctionMode):
+    def __init__(self, reads: _Reads) -> None:
         super().__init__()
         self.reads = reads
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _READS:
-            return self.reads.read(lambda: func(*args, **kwargs), args)
-        return func(*args, **kwargs)
+        if getattr(func, "__name__", "") not in _METHODS:
+            return func(*args, **(kwargs or {}))
+        before, from_model = self.reads.count, self.reads.of_model(args)
+        result = func(*args, **(kwargs or {}))
+        self.reads.count = before + from_model  # once, however many operators it is made of
+        return result
 
 
-class _Operators(TorchDispatchMode):
-    """Sees what methods and functions are made of."""
-
-    def __init__(self, reads: HostReads) -> None:
-        super().__init__()
-        self.reads = reads
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func._schema.name in _OPERATORS:
-            return self.reads.read(lambda: func(*args, **kwargs), args, kwargs)
-        return self.reads.passed_on(func(*args, **kwargs), args, kwargs)
-
-
-def reads_by_step(model: torch.nn.Module, call: Callable[..., Any], inputs: Inputs) -> list[Counter[str]]:
-    """The host's reads in each step of one request, by origin."""
-    reads, steps = HostReads(model), []
+def reads_by_step(model: torch.nn.Module, call: Callable[..., Any], inputs: Inputs) -> list[int]:
+    """The host's reads of the model's numbers in each step of one request."""
+    reads, steps = _Reads(model), []
     for arguments in inputs:
-        before = reads.count.copy()
-        reads.mark(arguments)
-        with torch.no_grad(), reads():
+        before = reads.count
+        reads.arrived(arguments)
+        with torch.no_grad(), reads, reads.methods:
             call(**arguments)
         steps.append(reads.count - before)
     return steps

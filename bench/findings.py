@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,7 @@ def bootstrap(
 # -- times
 
 
-def median(samples: Values) -> Values:
-    return np.median(samples, axis=-1)
+median: Statistic = partial(np.median, axis=-1)
 
 
 def median_ratio(pairs: Values) -> Values:
@@ -111,7 +111,9 @@ def flat(rows: Iterable[Iterable[float]]) -> list[float]:
     return [seconds for row in rows for seconds in row]
 
 
-def pairs_of(times: Times, name: str, base: str, steps: Sequence[int] | None = None) -> list[tuple[float, float]]:
+def pairs_of(
+    times: Times, name: str, base: str = "bare", steps: Sequence[int] | None = None
+) -> list[tuple[float, float]]:
     """The times of the same steps of two models; None: of all steps."""
     return [
         (row[step], other[step])

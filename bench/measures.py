@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.counting import ORIGINS, executed_blocks, most_alive, reads_by_step
+from bench.counting import executed_blocks, most_alive, reads_by_step
 from bench.models import Size, blocks_of, drifting, make_transformer, named, twin, with_blocks
 from bench.timer import Call, HostClock, interleaved
 
@@ -100,15 +100,9 @@ def putting(put_on: PutOn | None, model: Any, steps: int) -> Iterator[Cache]:
 
 @dataclass
 class Subject:
-    """What is measured, and how.
+    """A bare transformer, the arguments of each step, and how it is called and timed.
 
-    Args:
-        model: the bare transformer.
-        inputs: the arguments of each step.
-        clock: reads the times.
-        runs: of all steps, beside the one that warms up.
-        feature_bytes: one feature: what a block hands on.
-        called: how a model is called.
+    ``runs``: of all steps, beside the one that warms up; ``feature_bytes``: of one feature, what a block hands on.
     """
 
     model: Any
@@ -157,7 +151,7 @@ def time_of(subject: Subject, caches: Mapping[str, PutOn | None], *, watched: An
     return row
 
 
-def state_of(subject: Subject, put_on: PutOn) -> Row:
+def state_of(subject: Subject, put_on: PutOn | None) -> Row:
     """The most bytes that are alive between two steps of a request because of the cache."""
     wrapped = twin(subject.model)
     of_the_model = most_alive(subject.called(subject.model), subject.inputs[:2])
@@ -167,7 +161,7 @@ def state_of(subject: Subject, put_on: PutOn) -> Row:
 
 
 def reads_of(subject: Subject, put_on: PutOn | None) -> Row:
-    """The host reads of each step of a second request by origin, and all of the first; None: without a cache.
+    """The host reads of each step of a second request, and all of the first; None: without a cache.
 
     What a cache looks at once in its life belongs to the first.
     """
@@ -176,57 +170,7 @@ def reads_of(subject: Subject, put_on: PutOn | None) -> Row:
     with putting(put_on, model, len(subject.inputs)) as cache:
         first = reads_by_step(model, call, subject.inputs)
         cache.end()
-        steps = reads_by_step(model, call, subject.inputs)
-    counts: Row = {f"{origin}_reads": [step[origin] for step in steps] for origin in ORIGINS}
-    return {**counts, "first_request": {origin: sum(step[origin] for step in first) for origin in ORIGINS}}
-
-
-#: The ways to compile: a model becomes what is called.
-WAYS: dict[str, Callable[[Any, Any], Any]] = {
-    "repeated blocks": lambda model, backend: model.compile_repeated_blocks(backend=backend) or model,
-    "whole model": lambda model, backend: model.compile(backend=backend) or model,
-    "wrapper": lambda model, backend: torch.compile(model, backend=backend),
-}
-
-
-def compile_of(subject: Subject, put_on: PutOn | None, way: str) -> Row:
-    """Graphs, breaks and recompiles of two requests, and how far the first one's outputs are from those of plain code.
-
-    The backend runs each graph as it is: what is counted depends on what dynamo sees, not on the code that is made.
-    """
-    from torch._dynamo.testing import CompileCounterWithBackend
-    from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
-
-    steps, model, other = len(subject.inputs), twin(subject.model), twin(subject.model)
-    with putting(put_on, other, steps):
-        expected = subject.run(other)
-    torch._dynamo.reset()
-    counters.clear()
-    clear_compilation_metrics()
-    counter = CompileCounterWithBackend("eager")
-    found: Row = {"error": None, "graphs_by_request": [], "difference": None}
-    with putting(put_on, model, steps) as cache:
-        try:
-            compiled = WAYS[way](model, counter)
-            for request in range(2):
-                outputs = subject.run(compiled)
-                if not request:
-                    pairs = zip(outputs, expected, strict=True)
-                    found["difference"] = max(float((a - b).abs().max() / b.abs().max()) for (a,), (b,) in pairs)
-                cache.end()
-                found["graphs_by_request"].append(counter.frame_count - sum(found["graphs_by_request"]))
-        except Exception as error:  # noqa: BLE001 - whatever a peer does under the compiler is a result
-            found["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    recompiles = sum(_is_recompile(one) for one in get_compilation_metrics())
-    found |= {"graphs": counter.frame_count, "breaks": sum(counters["graph_break"].values()), "recompiles": recompiles}
-    torch._dynamo.reset()
-    return found
-
-
-def _is_recompile(metrics: Any) -> bool:
-    """Whether a compilation is another one of a frame that was compiled before: ``frame/compilation`` is its name."""
-    number = str(metrics.compile_id).rpartition("/")[2].partition("_")[0]
-    return number.isdigit() and int(number) > 0
+        return {"model_reads": reads_by_step(model, call, subject.inputs), "first_request": sum(first)}
 
 
 def run(
@@ -237,32 +181,22 @@ def run(
     options: dict[str, Any] | None = None,
     runs: int = 3,
     clock: str = "processor",
-    way: str = "whole model",
     threads: int = 1,
 ) -> Row:
-    """Measure ``"time"``, ``"state"``, ``"reads"`` or ``"compile"``; what comes in and goes out is plain data.
+    """Measure ``"time"``, ``"state"`` or ``"reads"``; what comes in and goes out is plain data.
 
     Args:
         measure: which of them.
         size: the fields of a ``Size``.
-        method, options: as for ``by_name``; None: no cache, for reads and compiling.
-        runs, clock: of times; ``way``: of compiling; ``threads``: that torch computes with.
+        method, options: as for ``by_name``; None: no cache, for reads.
+        runs, clock: of times; ``threads``: that torch computes with.
     """
-    subject = Subject.of(Size(**size), clock, runs)
-    put_on = None if method is None else by_name(method, options or {})
+    subject, put_on = Subject.of(Size(**size), clock, runs), method and by_name(method, options or {})
     measures: dict[str, Callable[[], Row]] = {
+        "time": lambda: time_of(subject, {"wrapped": put_on}),
+        "state": lambda: state_of(subject, put_on),
         "reads": lambda: reads_of(subject, put_on),
-        "compile": lambda: compile_of(subject, put_on, way),
     }
-    if put_on is not None:
-        measures["time"] = lambda: time_of(subject, {"wrapped": put_on})
-        measures["state"] = lambda: state_of(subject, put_on)
-    if measure not in measures:
-        raise ValueError(f"cannot measure {measure!r} with the method {method!r}: it is one of {', '.join(measures)}")
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
-            return measures[measure]()
-    finally:
-        torch.set_num_threads(before)
+    with torch.no_grad():
+        return measures[measure]()

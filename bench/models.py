@@ -137,42 +137,16 @@ def guided(model: Any, *, by_name: bool) -> Callable[..., Any]:
     return call
 
 
-class EmptyTransformer(torch.nn.Module):
-    """A transformer whose blocks do nothing, so that only what is around them takes time."""
-
-    class Block(torch.nn.Module):
-        def forward(self, hidden_states: Any, encoder_hidden_states: Any) -> Any:
-            return encoder_hidden_states, hidden_states
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.blocks = torch.nn.ModuleList(self.Block() for _ in range(blocks))
-
-    def forward(self, hidden_states: Any, encoder_hidden_states: Any, timestep: Any) -> Any:
-        for block in self.blocks:
-            encoder_hidden_states, hidden_states = block(hidden_states, encoder_hidden_states)
-        return hidden_states
-
-
 # -- published models, with random weights: made where they run, in seconds, from no file
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A model as it is published, and a tiny one of the same class; all of them stand in ``models.json``.
+    """A model as it is published; all of them stand in ``models.json``.
 
-    Args:
-        name: for rows.
-        title: for people.
-        transformer: its class in diffusers.
-        config: that of the checkpoint.
-        tokens: of the picture or video, and of the text.
-        shape: of the state that is denoised.
-        tiny: what a test's model has instead.
-        tiny_shape: and its state; its text has 4 tokens.
-        inputs: its other arguments, beside the text's hidden states, by the names of ``_INPUTS``.
-        feature_text: whether a block hands text on too.
-        timestep_scale: what a timestep of 1 is for the model.
+    ``tokens``: of the picture or video, and of the text; ``shape``: of the state that is denoised; ``tiny``: what a
+    test's model has instead; ``inputs``: its arguments beside the text's hidden states, by the names of ``_INPUTS``;
+    ``feature_text``: whether a block hands text on too; ``timestep_scale``: what a timestep of 1 is for the model.
     """
 
     name: str
@@ -188,18 +162,14 @@ class Spec:
     timestep_scale: float = 1.0
 
 
-def _grid_ids(tokens: int, axes: int) -> torch.Tensor:
-    """Positions of picture tokens in a square: height and width lie on the second and the third axis."""
+def _ids(tokens: int, axes: int, *, text: bool) -> torch.Tensor:
+    """Positions: of a square height and width on the second and third axis, of a text the number on a fourth."""
     numbers, side = torch.arange(tokens), math.isqrt(tokens)
     ids = torch.zeros(tokens, axes, dtype=torch.float32)
-    ids[:, 1], ids[:, 2] = numbers // side, numbers % side
-    return ids
-
-
-def _text_ids(tokens: int, axes: int) -> torch.Tensor:
-    """Positions of text tokens: by number on a fourth axis, where there is one."""
-    ids = torch.zeros(tokens, axes, dtype=torch.float32)
-    ids[:, 3:] = torch.arange(tokens)[:, None]
+    if text:
+        ids[:, 3:] = numbers[:, None]
+    else:
+        ids[:, 1], ids[:, 2] = numbers // side, numbers % side
     return ids
 
 
@@ -207,15 +177,14 @@ def _text_ids(tokens: int, axes: int) -> torch.Tensor:
 _INPUTS: dict[str, Callable[[Any, int, int], Any]] = {
     "pooled_projections": lambda config, picture, text: torch.randn(1, config.pooled_projection_dim),
     "guidance": lambda config, picture, text: torch.full((1,), 3.5),
-    "img_ids": lambda config, picture, text: _grid_ids(picture, len(config.axes_dims_rope)),
-    "txt_ids": lambda config, picture, text: _text_ids(text, len(config.axes_dims_rope)),
+    "img_ids": lambda config, picture, text: _ids(picture, len(config.axes_dims_rope), text=False),
+    "txt_ids": lambda config, picture, text: _ids(text, len(config.axes_dims_rope), text=True),
     "img_shapes": lambda config, picture, text: [[(1, math.isqrt(picture), math.isqrt(picture))]],
 }
 SPECS = {
     one["name"]: Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in one.items()})
     for one in json.loads(Path(__file__).with_name("models.json").read_text(encoding="utf-8"))
 }
-FLUX, KLEIN, QWEN, WAN = (SPECS[name] for name in ("flux", "klein", "qwen", "wan"))
 
 
 @dataclass

@@ -21,26 +21,40 @@ ROOT = Path(__file__).parent.parent
 #: How this project is called beside the package cache-dit of PyPI.
 OURS = "cache_dit (this project)"
 #: Packages that a bench may measure with; those of `cache_dit.report.machine` come on top.
-_PACKAGES = ("numpy", "pillow", "scikit-image", "torchmetrics", "lpips")
+_PACKAGES = {"numpy", "pillow", "scikit-image", "torchmetrics", "lpips"}
 #: What makes measurements of two runs one: rows of another machine are not added to a file.
 _SAME_MACHINE = ("device", "system", "cores", "threads", "versions")
+#: What a file holds; seconds come after the machine.
+_KINDS = {"bench": str, "settings": dict, "machine": dict, "rows": dict, "findings": list, "seconds": (int, float)}
 
 Row = dict[str, Any]
 
 
+def row_of(findings: Iterable[Finding], **raw: Any) -> Row:
+    """Raw numbers with what follows from them."""
+    return {**raw, "findings": [asdict(finding) for finding in findings]}
+
+
+def findings_of(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """What follows from rows, by group; rows that failed have none."""
+    told = [Finding(**one) for row in rows for one in row.get("findings", ())]
+    groups = list(dict.fromkeys(one.group for one in told))
+    return sorted(told, key=lambda one: groups.index(one.group))
+
+
+def failure(error: Exception) -> str:
+    """What went wrong, in a line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'it says nothing'}"
+
+
 @dataclass
 class Results:
-    """The rows of one bench, and the file they are in.
+    """The rows of one bench, raw samples too, by keys that they have in every run, and the file they are in.
 
-    Args:
-        path: the file; saved after every row.
-        bench: the bench's name.
-        settings: what was asked for, as plain data; a file is gone on with only under the same.
-        machine: what measured, with the versions of the packages that matter.
-        rows: what was measured, raw samples too, by a key that a row has in every run.
-        findings: what follows from the rows; empty until the bench is through.
-        seconds: how long was measured, over all runs that the rows come from.
-        commits: of the code that measured, over all runs; with a ``+`` where it was changed since.
+    A file is gone on with only under the same settings on the same machine. ``findings`` follow from the rows, and are
+    empty until the bench is through; ``seconds`` and ``commits`` are those of all runs that the rows come from, with a
+    ``+`` at a commit where the code was changed since.
     """
 
     path: Path
@@ -64,7 +78,6 @@ class Results:
         *,
         fresh: bool = False,
         device: str = "cpu",
-        versions: Mapping[str, str] | None = None,
     ) -> Results:
         """Begin a file, or go on with one that the same bench left under the same settings on the same machine.
 
@@ -75,17 +88,19 @@ class Results:
         from cache_dit.report.machine import describe_machine
 
         path, machine = Path(path), describe_machine(device).as_dict()
-        machine["versions"] |= {"cache-dit": cache_dit.__version__, **_installed(), **(versions or {})}
+        installed = {one.name.lower(): one.version for one in metadata.distributions() if one.name}
+        machine["versions"] |= {name: installed[name] for name in sorted(_PACKAGES & installed.keys())}
+        machine["versions"]["cache-dit"] = cache_dit.__version__
         opened = cls(path, bench, _plain(settings, "the settings"), _plain(machine, "the machine"))
-        anew = fresh or not path.exists()
-        if not anew:
+        if not fresh and path.exists():
             there = cls.load(path)
-            opened._check_same(there)
+            if other := opened._unlike(there):
+                raise ConfigError(f"{path} {other}: pass --fresh to throw it away, or another --out")
             opened = there
+        else:
+            opened.save()
         if (commit := commit_of(ROOT)) and commit not in opened.commits:
             opened.commits.append(commit)
-        if anew:
-            opened.save()
         return opened
 
     @classmethod
@@ -104,13 +119,11 @@ class Results:
             data = json.loads(text, parse_constant=_refuse)
             if data["format"] != FORMAT:
                 raise ValueError(f"its format is {data['format']!r}, and {FORMAT} is expected")
-            kinds = {"bench": str, "settings": dict, "machine": dict, "rows": dict, "findings": list}
-            for name, kind in {**kinds, "seconds": (int, float)}.items():
+            for name, kind in _KINDS.items():
                 if not isinstance(data[name], kind):  # type: ignore[arg-type]
                     raise ValueError(f"its {name} is {data[name]!r}")
-            findings = [Finding(**finding) for finding in data["findings"]]
-            named = (data[name] for name in list(kinds)[:4])
-            return cls(path, *named, findings, data["seconds"], data.get("commits", []))
+            named = {name: data[name] for name in _KINDS} | {"commits": data.get("commits", [])}
+            return cls(path, **{**named, "findings": [Finding(**finding) for finding in data["findings"]]})
         except (ValueError, KeyError, TypeError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
@@ -164,9 +177,9 @@ class Results:
             ConfigError: two findings of a group have one name, by which they are compared, or one is not plain data.
         """
         found = [Finding(**_plain(asdict(finding), f"finding {finding.name!r}")) for finding in findings]
-        times = Counter((finding.group, finding.name) for finding in found)
-        if twice := [name for name, count in times.items() if count > 1]:
-            raise ConfigError(f"two findings of group {twice[0][0]!r} are called {twice[0][1]!r}: give each its name")
+        for (group, name), count in Counter((finding.group, finding.name) for finding in found).items():
+            if count > 1:
+                raise ConfigError(f"two findings of group {group!r} are called {name!r}: give each its name")
         self.findings = found
         self.save()
 
@@ -175,11 +188,12 @@ class Results:
         now = time.perf_counter()
         self.seconds += now - self._counted_to
         self._counted_to = now
-        indented = {name: json.dumps(value, indent=1, ensure_ascii=False) for name, value in self._described().items()}
-        indented["seconds"] = f"{self.seconds:.1f}"
-        indented["rows"] = _block("{}", (f"{_line(key)}: {_line(row)}" for key, row in self.rows.items()))
-        indented["findings"] = _block("[]", (_line(asdict(finding)) for finding in self.findings))
-        text = "{\n" + ",\n".join(f'"{name}": {value}' for name, value in indented.items()) + "\n}\n"
+        told = {"format": FORMAT, **{name: getattr(self, name) for name in ("bench", "settings", "commits", "machine")}}
+        parts = {name: json.dumps(value, indent=1, ensure_ascii=False) for name, value in told.items()}
+        parts["seconds"] = f"{self.seconds:.1f}"
+        parts["rows"] = _block("{}", (f"{_line(key)}: {_line(row)}" for key, row in self.rows.items()))
+        parts["findings"] = _block("[]", (_line(asdict(finding)) for finding in self.findings))
+        text = "{\n" + ",\n".join(f'"{name}": {value}' for name, value in parts.items()) + "\n}\n"
         beside = self.path.with_name(f"{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,35 +204,24 @@ class Results:
                 beside.unlink()
             raise ConfigError(f"{self.path} cannot be written: {_reason(error)}; pass another --out") from error
 
-    def _described(self) -> dict[str, Any]:
-        fields = ("bench", "settings", "commits", "machine")
-        return {"format": FORMAT, **{name: getattr(self, name) for name in fields}}
-
-    def _check_same(self, there: Results) -> None:
-        """Raise unless what is there was measured as this would be."""
+    def _unlike(self, there: Results) -> str:
+        """In what a file was measured otherwise than this would be, or nothing."""
         if there.bench != self.bench:
-            other = f"is of the bench {there.bench!r}, not {self.bench!r}"
-        elif changes := differences(there.settings, self.settings):
-            other = f"was measured with other settings ({'; '.join(changes)})"
-        elif changes := machine_differences(there.machine, self.machine):
-            other = f"was measured elsewhere ({'; '.join(changes)})"
-        else:
-            return
-        raise ConfigError(f"{self.path} {other}: pass --fresh to throw it away, or another --out")
+            return f"is of the bench {there.bench!r}, not {self.bench!r}"
+        if changes := differences(there.settings, self.settings):
+            return f"was measured with other settings ({'; '.join(changes)})"
+        changes = machine_differences(there.machine, self.machine)
+        return f"was measured elsewhere ({'; '.join(changes)})" if changes else ""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two sets of settings differ in, a line each, with dots in the names of nested ones."""
-    one, other = dict(flat_settings(before)), dict(flat_settings(now))
-
-    def shown(settings: Mapping[str, Any], name: str) -> str:
-        text = _line(settings[name]) if name in settings else "nothing"
-        return text if len(text) <= 60 else text[:57] + "…"
-
+    both = [{name: _line(value) for name, value in flat_settings(one)} for one in (before, now)]
+    one, other = ({name: text if len(text) <= 60 else f"{text[:57]}…" for name, text in some.items()} for some in both)
     return [
-        f"{name}: {shown(one, name)} there, {shown(other, name)} now"
+        f"{name}: {one.get(name, 'nothing')} there, {other.get(name, 'nothing')} now"
         for name in dict.fromkeys([*one, *other])
-        if (name in one, one.get(name)) != (name in other, other.get(name))
+        if both[0].get(name) != both[1].get(name)
     ]
 
 
@@ -278,13 +281,3 @@ def commit_of(folder: Path) -> str:
         return f"{commit}+" if commit and git("status", "--porcelain", "--", "src", "bench/*.py") else commit
     except OSError:
         return ""  # there is no git
-
-
-def _installed() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

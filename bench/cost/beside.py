@@ -7,30 +7,41 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench import measures
-from bench.contenders import MEASURED, NOBODY, NOTHING, ORDERS, OURS, OURS_WITHOUT_FRONT, PLANNED, contenders
-from bench.cost.ours import GROUPS, Extent
+from bench.cost.ours import GROUPS, Extent, measured
 from bench.cost.steps import (
+    ALWAYS,
     EFFICIENCY,
     EQUAL,
+    NEVER,
     OVERHEAD,
     READS,
     SKIPPED,
     STATE,
+    half_mask,
     of_reads,
     of_state,
     of_time,
     quiet,
+    static,
+    threshold,
     watched,
 )
-from bench.findings import Finding, found
+from bench.findings import Finding
 from bench.models import Size
 from bench.peers.client import PeerError, Workers
-from bench.peers.environment import PeerUnavailableError
-from bench.report.parts import Bar, Chart, Panel, Part, Table, by_group, findings_table, pivot
-from bench.results import OURS as SHOWN
+from bench.peers.environment import VERSIONS, PeerUnavailableError
+from bench.report.parts import Part, by_group, findings_table, pivot
 from bench.results import Results
+from bench.results import findings_of as groups_findings
 
 Row = Mapping[str, Any]
+Options = dict[str, Any]
+
+#: How rows call ours and no cache; people read `bench.results.Results.made_by` instead.
+OURS, OURS_WITHOUT_FRONT, NOBODY = "ours", "ours, Fn=0", "no cache"
+#: The algorithms that are asked for, and what fills a skipped step.
+NOTHING, PLANNED, MEASURED = "nothing cached", "every other step, planned", "skips by measurement"
+ORDERS = {"reuse": None, "Taylor 1": 1, "Taylor 2": 2}
 
 PEERS = "peers"
 #: The models that peers are timed on, and how often.
@@ -39,14 +50,60 @@ MODELS = {
     "middle": (Size(hidden=512, double=3, single=6, image_tokens=128, text_tokens=32, steps=10), 5),
     "large": (Size(hidden=1024, double=2, single=4, image_tokens=96, text_tokens=32, steps=8), 4),
 }
-#: Graphs and reads do not depend on the width.
+#: Reads do not depend on the width.
 COUNTED = Size(hidden=64, double=2, single=4, image_tokens=16, text_tokens=4, steps=6)
 QUICK_COUNTED = replace(COUNTED, double=1, single=2, steps=4)
 QUICK_MODELS = {"tiny": (QUICK_COUNTED, 1)}
 #: After so many steps everyone has all that Taylor 2 keeps.
 STATE_STEPS = 12
-#: The way to compile that a quick run tries.
-WHOLE = "whole model"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A cache, by what method of ``bench.measures.by_name``, and its options by what is asked for.
+
+    What it cannot do is not there; ``version``: of its own environment; ``apart``: the algorithms that are not those of
+    the others: shown, and not compared.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Options]
+    version: str | None = None
+    apart: frozenset[str] = field(default=frozenset())
+
+
+def contenders(steps: int) -> list[Contender]:
+    """Everyone, ours first, for runs of so many steps; ours and the packages of our name are asked for the same."""
+    half = half_mask(steps)
+    planned, measured = static(half, 1), threshold(ALWAYS, max_continuous_cached_steps=1)
+    alike = {NOTHING: threshold(NEVER), PLANNED: planned, MEASURED: measured}
+    for name, order in ORDERS.items():
+        alike |= {f"{name}, planned": {**planned, "taylor": order}, f"{name}, measured": {**measured, "taylor": order}}
+    first_block = {"threshold": 1e9}  # it has no limit: all steps after the first are skipped
+    mag = {"mag_ratios": [1.0] * steps, "retention_ratio": 0.0, "max_skip_steps": 1, "threshold": 1.0}
+    taylor = {"disable_cache_before_step": 1, "cache_interval": 2}
+    attention, lite = (
+        {f"Taylor {order}, planned": {**taylor, "max_order": order, "use_lite_mode": one} for order in (1, 2)}
+        for one in (False, True)
+    )
+    first = {NOTHING: {"threshold": -1.0}, MEASURED: first_block, "reuse, measured": first_block}
+    mags = {NOTHING: {**mag, "threshold": -1.0}, PLANNED: mag, "reuse, planned": mag}
+    never, seer = {"disable_cache_before_step": 10**6}, "TaylorSeerCacheConfig"
+    return [
+        Contender(OURS, "cache_dit", alike),
+        Contender(OURS_WITHOUT_FRONT, "cache_dit", {PLANNED: static(half)}),
+        *(Contender(f"cache-dit {version}", "cache_dit", alike, version) for version in VERSIONS),
+        Contender("diffusers FirstBlockCache", "FirstBlockCacheConfig", first),
+        Contender("diffusers MagCache", "MagCacheConfig", mags),
+        Contender("diffusers TaylorSeer, attention", seer, {NOTHING: never, **attention}, apart=frozenset(attention)),
+        Contender(
+            "diffusers TaylorSeer, lite",
+            seer,
+            {PLANNED: lite["Taylor 1, planned"], **lite},
+            apart=frozenset(lite),
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,33 +124,28 @@ class Case:
     @property
     def key(self) -> str:
         """Of its row, in every run."""
-        return "/".join(("peers", self.measure, self.model, self.what, self.who))
+        return "/".join((PEERS, self.measure, self.model, self.what, self.who))
 
 
-def cases(models: Mapping[str, tuple[Size, int]], counted: Size, *, clock: str, threads: int) -> Iterator[Case]:
-    """All measurements beside peers, in the order in which they are made."""
+def cases(size: Extent, threads: int) -> Iterator[Case]:
+    """All measurements beside peers, in the order in which they are made; a quick run needs no other environment."""
+    models, counted = (QUICK_MODELS, QUICK_COUNTED) if size.quick else (MODELS, COUNTED)
 
-    def of_all(measure: str, algorithms: Iterable[str], name: str, size: Size, **common: Any) -> Iterator[Case]:
-        given = {"size": asdict(size), "threads": threads, **common}
+    def of_all(measure: str, algorithms: Iterable[str], name: str, size_: Size, **common: Any) -> Iterator[Case]:
         for what in algorithms:
-            for one in contenders(size.steps):
-                if what in one.options:
-                    arguments = {**given, "method": one.method, "options": one.options[what]}
-                    yield Case(measure, what, one.name, name, arguments, one.version, what in one.apart)
+            for one in contenders(size_.steps):
+                if what in one.options and not (size.quick and one.version):
+                    asked = {"method": one.method, "options": one.options[what], "size": asdict(size_)}
+                    given = {**asked, "threads": threads, **common}
+                    yield Case(measure, what, one.name, name, given, one.version, what in one.apart)
 
-    for name, (size, runs) in models.items():
-        yield from of_all("time", (NOTHING, PLANNED, MEASURED), name, size, runs=runs, clock=clock)
+    for name, (model, runs) in models.items():
+        yield from of_all("time", (NOTHING, PLANNED, MEASURED), name, model, runs=runs, clock=size.clock)
     algorithms = [f"{order}, {way}" for order in ORDERS for way in ("planned", "measured")]
-    for name, (size, _) in models.items():
-        yield from of_all("state", algorithms, name, replace(size, steps=STATE_STEPS))
-    bare = {"size": asdict(counted), "threads": threads}
-    yield Case("reads", NOTHING, NOBODY, "tiny", bare)
+    for name, (model, _) in models.items():
+        yield from of_all("state", algorithms, name, replace(model, steps=STATE_STEPS))
+    yield Case("reads", NOTHING, NOBODY, "tiny", {"size": asdict(counted), "threads": threads})
     yield from of_all("reads", (PLANNED, MEASURED), "tiny", counted)
-    for way in measures.WAYS:
-        yield Case("compile", f"{NOTHING}, {way}", NOBODY, "tiny", {**bare, "way": way})
-        for case in of_all("compile", (PLANNED, MEASURED), "tiny", counted, way=way):
-            if case.who != OURS_WITHOUT_FRONT:  # the graphs are the same
-                yield replace(case, what=f"{case.what}, {way}")
 
 
 def settings_of(size: Extent) -> dict[str, Any]:
@@ -103,19 +155,22 @@ def settings_of(size: Extent) -> dict[str, Any]:
     return {"model": own, "peers": {name: {**asdict(one), "runs": runs} for name, (one, runs) in models.items()}}
 
 
-def measure(results: Results, size: Extent, threads: int, chosen: Iterable[Case] | None = None) -> dict[str, str]:
-    """Add the rows that are not there yet, and those that failed when they were tried before.
+def measure(results: Results, size: Extent, threads: int, names: Sequence[str]) -> dict[str, str]:
+    """Add the rows of these groups that are not there yet.
 
     Returns:
         The versions whose environment is not available, and why; their rows are missing.
     """
-    if chosen is None:
-        models, counted = (QUICK_MODELS, QUICK_COUNTED) if size.quick else (MODELS, COUNTED)
-        chosen = [
-            one for one in cases(models, counted, clock=size.clock, threads=threads) if not size.quick or _quick(one)
-        ]
-    with quiet("cache_dit", "torch._dynamo"), Workers(threads) as workers:
-        for case in watched("beside peers")(chosen):
+    for name in names:
+        if name != PEERS:
+            results.row(f"group/{name}", lambda name=name: measured(name, size))
+    return measure_cases(results, cases(size, threads), threads) if PEERS in names else {}
+
+
+def measure_cases(results: Results, chosen: Iterable[Case], threads: int) -> dict[str, str]:
+    """Those that failed when they were tried before are tried again."""
+    with quiet("cache_dit"), Workers(threads) as workers:
+        for case in watched("beside peers")(list(chosen)):
             if case.key in results and not failed(results.rows[case.key]):
                 continue
             arguments = {"measure": case.measure, **case.arguments}
@@ -130,12 +185,8 @@ def measure(results: Results, size: Extent, threads: int, chosen: Iterable[Case]
         return workers.unavailable
 
 
-def _quick(case: Case) -> bool:
-    return case.version is None and case.arguments.get("way", WHOLE) == WHOLE and case.what != f"{MEASURED}, {WHOLE}"
-
-
 def failed(row: Row) -> bool:
-    """Whether nothing was measured. What goes wrong under the compiler is a measurement."""
+    """Whether nothing was measured. What went wrong under the compiler, in rows of before, was a measurement."""
     return row.get("error") is not None and "breaks" not in row
 
 
@@ -144,24 +195,24 @@ def failed(row: Row) -> bool:
 
 def findings_of(rows: Mapping[str, Row]) -> list[Finding]:
     """Our own groups' findings, and those beside peers, of whichever rows are there."""
-    told = [Finding(**one) for name in GROUPS for one in rows.get(f"group/{name}", {"findings": []})["findings"]]
+    told = groups_findings(rows.values())
     good = [row for key, row in rows.items() if key.startswith("peers/") and not failed(row)]
     bare = next((row["model_reads"] for row in good if row["measure"] == "reads" and row["who"] == NOBODY), None)
     for row in good:
-        if row["who"] == NOBODY and row["measure"] != "compile":
-            continue
-        planned, ours = row["what"] == PLANNED, _ours(row)
-        if row["measure"] == "time":
-            found_ = of_time(row, "wrapped", target="≥ 0.97" if planned and ours else "", shown="")
-        elif row["measure"] == "state":
-            found_ = [of_state(row, "")]
-            found_[0].details["another_algorithm"] = row["apart"]
-        elif row["measure"] == "reads":
-            found_ = [of_reads(row, "", f"≤ {0 if planned else 1}" if ours else "", bare)]
-        else:
-            found_ = [_of_compiling(row)]
-        told += [_told(one, row) for one in found_]
+        if row["who"] != NOBODY:
+            told += [_told(one, row) for one in _findings(row, bare)]
     return _judged(told)
+
+
+def _findings(row: Row, bare: Sequence[int] | None) -> list[Finding]:
+    planned, ours = row["what"] == PLANNED, _ours(row)
+    if row["measure"] == "time":
+        return of_time(row, "wrapped", target="≥ 0.97" if planned and ours else "", shown="")
+    if row["measure"] == "reads":
+        return [of_reads(row, "", f"≤ {0 if planned else 1}" if ours else "", bare)]
+    finding = of_state(row, "")
+    finding.details["another_algorithm"] = row["apart"]
+    return [finding]
 
 
 def _ours(row: Row) -> bool:
@@ -173,14 +224,6 @@ def _told(finding: Finding, row: Row) -> Finding:
     said = {"kind": finding.name, "what": row["what"], "who": row["who"], "model": row["model"]}
     name = ", ".join((finding.name, row["what"], row["model"], row["who"]))
     return replace(finding, name=name, group=f"peers: {row['measure']}", details={**finding.details, **said})
-
-
-def _of_compiling(row: Row) -> Finding:
-    kept = ("graphs", "graphs_by_request", "recompiles", "error", "difference")
-    finding = found("graph breaks", row["breaks"], "breaks", **{name: row[name] for name in kept})
-    if row["who"] == OURS:
-        finding.target, finding.reached = "0", row["breaks"] == 0 and row["error"] is None
-    return finding
 
 
 def _judged(findings: list[Finding]) -> list[Finding]:
@@ -221,28 +264,27 @@ def parts(results: Results) -> dict[str, Part]:
 
     state = some(STATE)
     state = [one for one in state if one.details["model"] == state[-1].details["model"]]  # features hardly depend on it
-    overhead = some(OVERHEAD, what=NOTHING)
+    breaks = some("graph breaks")
     own = [one for one in all_of_it if not one.group.startswith("peers: ")]
+    older = [one for one in dict.fromkeys(one.group for one in own) if one not in GROUPS]
     errors = [f"- {key.removeprefix('peers/')}: {row['error']}" for key, row in results.rows.items() if failed(row)]
+    tables = {
+        f"{place}_{kind}": pivot(some(which, what=what), "model", names)
+        for place, what in (("planned", PLANNED), ("measured", MEASURED))
+        for kind, which in (("share", EFFICIENCY), ("step", SKIPPED))
+    }
     return {
+        **tables,
         "model": described(results.settings["model"]),
         "time": f"{results.settings['clock']} time, threads: {results.settings['threads']}",
         "reached": f"{len(judged) - len(missed)} of {len(judged)}" if judged else "",
         "missed": findings_table(missed),
         "models": "; ".join(f"{name}: {described(one)}" for name, one in results.settings["peers"].items()),
-        "overhead": pivot(overhead, "model", names),
-        "overhead_chart": _bars(
-            "time", "how many percent longer a step takes with each cache on", overhead, {OURS: SHOWN}
-        ),
-        **{
-            f"{place}_{kind}": pivot(some(which, what=what), "model", names)
-            for place, what in (("planned", PLANNED), ("measured", MEASURED))
-            for kind, which in (("share", EFFICIENCY), ("step", SKIPPED))
-        },
+        "overhead": pivot(some(OVERHEAD, what=NOTHING), "model", names),
         "state": pivot(state, "what", names),
-        "state_chart": _bars("state", "features that each cache keeps alive between two steps", state, {OURS: SHOWN}),
-        "reads": _table(some(READS), names, "most in a step", _READ),
-        "compiled": _table(some("graph breaks"), names, "breaks", _COMPILED),
+        "reads": pivot(some(READS), "what", names),
+        "compiled": pivot(breaks, "what", names),
+        "older": ", ".join([*older, *["graph breaks"] * bool(breaks)]),
         "errors": "\n".join(errors),
         "groups": by_group(own),
     }
@@ -253,42 +295,3 @@ def described(model: Mapping[str, Any]) -> str:
         f"hidden {model['hidden']}, {model['double']} + {model['single']} blocks, {model['image_tokens']} + "
         f"{model['text_tokens']} tokens, {model['runs']} runs of {model['steps']} steps"
     )
-
-
-def _bars(name: str, alt: str, findings: Sequence[Finding], names: Mapping[str, str]) -> Chart | None:
-    """A panel for each model or algorithm, a bar for each contender."""
-    panels: dict[str, list[Bar]] = {}
-    for one in findings:
-        ends = (one.value, one.value if one.low is None else one.low, one.value if one.high is None else one.high)
-        if name == "time":
-            ends = tuple(100 * (end - 1) for end in ends)
-        who, where = one.details["who"], one.details["model"] if name == "time" else one.details["what"]
-        panels.setdefault(where, []).append(Bar(names.get(who, who), *ends, ours=_ours(one.details)))
-    unit, digits = ("% longer than without a cache", 2) if name == "time" else ("features", 1)
-    drawn = [Panel(unit, title=where, bars=bars, digits=digits) for where, bars in panels.items()]
-    height = 0.9 + 0.28 * max(map(len, panels.values()), default=1)
-    return Chart(f"bench_overhead_{name}", f"Bars: {alt}", drawn, 5.6, height) if drawn else None
-
-
-#: Columns of the tables of reads and of graphs, from a finding's details.
-_READ = {
-    "in a run": lambda told: sum(told["model_reads"]),
-    "timesteps": lambda told: sum(told["timestep_reads"]),
-    "own numbers": lambda told: sum(told["own_reads"]),
-}
-_COMPILED = {
-    "graphs": lambda told: told["graphs"],
-    "in the second request": lambda told: told["graphs_by_request"][-1],
-    "recompiles": lambda told: told["recompiles"],
-}
-
-
-def _table(findings: Sequence[Finding], names: Mapping[str, str], head: str, columns: Mapping[str, Any]) -> Table:
-    """A line for each finding: who did what, the value, and numbers from its details; or what went wrong."""
-    rows = []
-    for one in findings:
-        told, who = one.details, names.get(one.details["who"], one.details["who"])
-        fails = (told.get("error") or "").partition(":")[0]
-        numbers = [f"{one.value:.0f}", *(str(of(told)) for of in columns.values())]
-        rows.append((told["what"], who, *([f"fails: {fails}", *[""] * len(columns)] if fails else numbers)))
-    return Table(("", "who", head, *columns), rows, left=2)

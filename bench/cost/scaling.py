@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.cost.ours import empty_steps, python_seconds
-from bench.cost.steps import ALWAYS, NEVER, line_of, quiet, seconds_of, static, threshold, watched
-from bench.findings import Finding, found, measured, pairs_of, ratio_of_medians
-from bench.measures import Subject, by_name, time_of
+from bench.cost.steps import ALWAYS, NEVER, Variant, expected, line_of, quiet, static, threshold
+from bench.measures import Subject
 from bench.models import Size, drifting, make_transformer
-from bench.report.parts import Chart, Line, Panel, Part, Table
-from bench.results import Results
+from bench.report.parts import Part, Table
+from bench.results import Results, row_of
 from bench.timer import HostClock
 
 Row = dict[str, Any]
 
 BASE = Size(hidden=256, double=1, single=2, image_tokens=256, text_tokens=64, steps=4)
 QUICK_BASE = Size(hidden=64, double=1, single=2, image_tokens=16, text_tokens=4, steps=3)
-#: Blocks of the models that have nothing but the wrapper, and steps of the run whose first steps are measured:
-#: neighbours so much alike that a threshold is met.
-FEW, MANY, LONG = 3, 51, 100
-#: Blocks of FLUX.2-klein-4B and of FLUX.1.
-DEPTHS = (25, 57)
+#: Steps of the run whose first steps are measured: neighbours so much alike that a threshold is met.
+LONG = 100
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows while the others stay.
+    """What grows while the others stay: a field of the size, or with none the batch; its values, and a quick run's.
 
-    Args:
-        unit: that it is told in.
-        field: of the size; "": the batch. Of the depth it is the double-stream blocks, with twice as many others.
-        values, quick: those that are measured.
+    With the double-stream blocks grow twice as many others.
     """
 
     unit: str
@@ -51,13 +43,20 @@ AXES = {
     "width": Axis("channels", "hidden", (64, 128, 256, 512, 768), (64, 128, 192)),
     "batch": Axis("samples", "", (1, 2, 4, 8), (1, 2)),
 }
-#: By name: whose cache, with what options. Those that end in "full" never skip, the others from the second step on.
-CACHES = {
-    "full": ("cache_dit", threshold(NEVER)),
-    "static": ("cache_dit", static([1] + [0] * (LONG - 1))),
-    "dynamic": ("cache_dit", threshold(ALWAYS)),
-    "FirstBlockCache full": ("FirstBlockCacheConfig", {"threshold": NEVER}),
-    "FirstBlockCache": ("FirstBlockCacheConfig", {"threshold": 1e9}),
+#: Those that end in "full" never skip, the others from the second step on.
+VARIANTS = (
+    Variant("full", threshold(NEVER), ""),
+    Variant("static", static([1] + [0] * (LONG - 1)), ""),
+    Variant("dynamic", threshold(ALWAYS), "", against=("FirstBlockCache", "")),
+    Variant("FirstBlockCache full", {"threshold": NEVER}, "", method="FirstBlockCacheConfig"),
+    Variant("FirstBlockCache", {"threshold": 1e9}, "", method="FirstBlockCacheConfig"),
+)
+#: Models as the page calls them.
+_SHOWN = {
+    "bare": "full step",
+    "static": "cached, static Fn=0",
+    "dynamic": "cached, dynamic Fn=1",
+    "FirstBlockCache": "FirstBlockCache",
 }
 
 
@@ -92,20 +91,11 @@ def points(*, quick: bool = False) -> list[Point]:
 
 
 @torch.no_grad()
-def run(
-    chosen: Iterable[Point], results: Results, *, runs: int, calls: int, device: torch.device, clock: HostClock
-) -> None:
+def run(chosen: Iterable[Point], results: Results, *, runs: int, device: torch.device, clock: HostClock) -> None:
     """Make the rows that are not there yet."""
     with quiet("cache_dit"):  # that nothing was skipped is the point of some rows
-        results.row("python", lambda: _python_row(calls, device, clock))
         for point in chosen:
             results.row(point.key, lambda point=point: _row(point, runs, device, clock))
-
-
-def _python_row(calls: int, device: torch.device, clock: HostClock) -> Row:
-    """Seconds of each step of models whose blocks do nothing, bare and with a plan that computes all, by depth."""
-    state, masks = torch.randn(1, 4, 8, device=device), {"wrapped": [1] * calls + [0]}
-    return {"times": {str(blocks): empty_steps(blocks, state, calls, clock, masks, {}) for blocks in (FEW, MANY)}}
 
 
 def _row(point: Point, runs: int, device: torch.device, clock: HostClock) -> Row:
@@ -113,32 +103,16 @@ def _row(point: Point, runs: int, device: torch.device, clock: HostClock) -> Row
     size = point.size
     given = drifting(replace(size, steps=LONG), [1.0] * point.batch)[: size.steps]
     on = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in one.items()} for one in given]
-    subject = Subject(make_transformer(size).to(device), on, clock, runs, point.batch * size.feature_bytes)
-    caches = {name: by_name(*one) for name, one in CACHES.items()}
-    row = time_of(subject, caches, watched=watched(point.key))
-    lines = {name: line_of(row, name) for name in ("full", "static", "dynamic")}
-    described = {"axis": point.axis, "value": point.value, "size": asdict(size), "blocks": size.blocks}
-    held = {"batch": point.batch, "feature_bytes": subject.feature_bytes}
-    return {**described, **held, "lines": lines, "times": row["times"]}
+    findings, row = expected(Subject(make_transformer(size).to(device), on, clock, runs), VARIANTS)
+    at = f"{point.value} {AXES[point.axis].unit}"
+    findings = [replace(one, name=f"{one.name}, {at}", group=point.axis) for one in findings]
+    described = {"axis": point.axis, "value": point.value, "size": asdict(size), "batch": point.batch}
+    return row_of(findings, **described, lines={one: line_of(row, one) for one in row["blocks"]}, times=row["times"])
 
 
-# -- what follows
-
-
-def by_axis(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
-    """The rows of each axis, by size."""
-    own = {axis: [row for row in rows.values() if row.get("axis") == axis] for axis in AXES}
-    return {axis: sorted(some, key=lambda row: row["value"]) for axis, some in own.items() if some}
-
-
-def later(row: Row) -> list[int]:
-    """The steps but the first: that one is computed by all."""
-    return list(range(1, len(row["times"]["bare"][0])))
-
-
-def step_seconds(row: Row, name: str) -> float:
-    """The median of a model's steps without the first."""
-    return float(np.median(seconds_of(row["times"], name, later(row))))
+def step_ms(row: Row, name: str) -> float:
+    """The median of a model's steps without the first: that one is computed by all."""
+    return 1000 * float(np.median([run[1:] for run in row["times"][name]]))
 
 
 def skips(row: Row) -> bool:
@@ -146,87 +120,21 @@ def skips(row: Row) -> bool:
     return set(row["lines"]["dynamic"][1:]) == {"C"}
 
 
-def wrapper_seconds(row: Row) -> tuple[float, float]:
-    """The wrapper's Python in a computed step, and in each of its blocks."""
-    return python_seconds({int(blocks): times for blocks, times in row["times"].items()}, "wrapped")
-
-
-#: What is told at each size: the finding's name, which models' steps it compares, and whether only where steps skipped.
-_RATIOS = (
-    ("wrapped ÷ bare", "full", "bare", False),
-    ("FirstBlockCache ÷ bare, nothing cached", "FirstBlockCache full", "bare", False),
-    ("cached step ÷ full step, static, Fn=0", "static", "bare", False),
-    ("cached step ÷ full step, dynamic, Fn=1", "dynamic", "bare", True),
-    ("cached step, dynamic, Fn=1 ÷ FirstBlockCache", "dynamic", "FirstBlockCache", True),
-)
-
-
-def findings_of(rows: Mapping[str, Row]) -> list[Finding]:
-    """All findings, of whatever rows are there."""
-    told = []
-    for axis, own in by_axis(rows).items():
-        unit = AXES[axis].unit
-        for row in own:
-            at = f"{row['value']} {unit}"
-            told.append(found(f"full step, bare, {at}", 1000 * step_seconds(row, "bare"), "ms"))
-            for name, first, second, skipping in _RATIOS:
-                if skips(row) or not skipping:
-                    pairs = pairs_of(row["times"], first, second, later(row))
-                    told.append(measured(f"{name}, {at}", pairs, ratio_of_medians))
-        told = [one if one.group else replace(one, group=axis) for one in told]
-    if "python" in rows:
-        step, block = wrapper_seconds(rows["python"])
-        python = [found("Python in a computed step", 1e6 * step, "µs")]
-        python.append(found("Python in a block of a computed step", 1e6 * block, "µs"))
-        for blocks in DEPTHS:
-            name = f"full step of which the wrapper's Python is 1 %, {blocks} blocks"
-            python.append(found(name, 1000 * (step + block * blocks) / 0.01, "ms"))
-        told += [replace(one, group="Python") for one in python]
-    return told
-
-
 # -- the page
-
-#: Models as the page calls them.
-_SHOWN = {
-    "bare": "full step",
-    "static": "cached, static Fn=0",
-    "dynamic": "cached, dynamic Fn=1",
-    "FirstBlockCache": "FirstBlockCache",
-}
 
 
 def parts(results: Results) -> dict[str, Part]:
     """What the places of ``pages/scaling.md`` hold."""
-    rows, charts, axes = results.rows, [], []
-    python = wrapper_seconds(rows["python"]) if "python" in rows else None
-    for axis, own in by_axis(rows).items():
+    axes = []
+    for axis, told in AXES.items():
         lines = []
-        for row in own:
-            shown = [f"{1000 * step_seconds(row, n):.3g}" if skips(row) or n != "dynamic" else "–" for n in _SHOWN]
-            share = 100 * (python[0] + python[1] * row["blocks"]) / step_seconds(row, "bare") if python else None
-            lines.append((str(row["value"]), *shown, "–" if share is None else f"{share:.3g} %"))
-        heads = (AXES[axis].unit, *_SHOWN.values(), "Python's share of a full step")
-        axes.append(f"### {axis.capitalize()}\n\n{Table(heads, lines).markdown()}")
-        if len(own) > 1:
-            charts.append(_chart(axis, own))
-            axes.append(f"{{figure: {charts[-1].name}}}\n")
-    values = {one.name: one.value for one in results.findings or findings_of(rows)}
+        own = (row for row in results.rows.values() if row.get("axis") == axis)
+        for row in sorted(own, key=lambda row: row["value"]):
+            shown = (f"{step_ms(row, name):.3g}" if skips(row) or name != "dynamic" else "–" for name in _SHOWN)
+            lines.append((str(row["value"]), *shown))
+        if lines:
+            axes.append(f"### {axis.capitalize()}\n\n{Table((told.unit, *_SHOWN.values()), lines).markdown()}")
+    older = {one.name: one.value for one in results.findings if one.group == "Python"}
     names = {"step": "Python in a computed step", "block": "Python in a block of a computed step"}
-    told = {place: f"{values[name]:.3g}" if name in values else "" for place, name in names.items()}
-    return {"axes": "\n".join(axes), "charts": charts, **told}
-
-
-def _chart(axis: str, rows: Sequence[Row]) -> Chart:
-    """Medians of each kind of step."""
-    from bench.report.style import CACHED, COMPUTED, SERIES
-
-    lines = []
-    for (name, label), colour in zip(_SHOWN.items(), (COMPUTED, CACHED, SERIES[2], SERIES[3]), strict=True):
-        own = [row for row in rows if name != "dynamic" or skips(row)]
-        style = {"color": colour, "marker": "o", "linestyle": "-"}
-        lines.append(Line([row["value"] for row in own], [1000 * step_seconds(row, name) for row in own], label, style))
-    ticks = {row["value"]: str(row["value"]) for row in rows}
-    panel = Panel(AXES[axis].unit, "milliseconds a step", lines=lines, log="xy", ticks=ticks)
-    alt = f"Seconds of full and cached steps over {AXES[axis].unit}, on logarithmic scales"
-    return Chart(f"bench_scaling_{axis}", alt, [panel], 5.2, 3.6)
+    values = {place: f"{older[name]:.3g}" if name in older else "" for place, name in names.items()}
+    return {"axes": "\n".join(axes), **values}

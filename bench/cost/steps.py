@@ -1,4 +1,4 @@
-"""What follows from measured steps: the same findings for every model, device and contender."""
+"""Settings and what is expected of them, and what follows from measured steps: of any model, device and contender."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import contextlib
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from bench.findings import Finding, flat, found, measured, milliseconds, pairs_of, ratio
+from bench.findings import Finding, flat, found, measured, median, milliseconds, pairs_of, ratio
+from bench.measures import PutOn, Subject, by_name, reads_of, state_of, time_of
 from bench.timer import Times
 
 Row = Mapping[str, Any]
 OVERHEAD, EFFICIENCY, SKIPPED = "wrapped ÷ bare", "speed-up ÷ ideal", "skipped step ÷ what it must do"
 READS, STATE = "host reads in a step", "live state"
-
 #: A threshold that every diff is below, and yet is measured; and one that none is.
 ALWAYS, NEVER = 0.99, 1e-9
+#: How much more may be alive and count as equal.
+EQUAL = 1.01
+#: After so many steps of a plan, of which every other one is computed, each predictor has all its snapshots.
+FULL = 12
+
+
+# -- settings
 
 
 def static(mask: list[int], front: int = 0) -> dict[str, Any]:
@@ -38,6 +44,57 @@ def half_mask(steps: int) -> list[int]:
     return [1 - step % 2 for step in range(steps)]
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A setting, as `bench.measures.by_name` takes it, and targets; None: that is not measured, "": without a target.
+
+    No options: another instance of the bare model. ``against``: another variant, whose steps of the same kind this
+    one's are held against, with the target; ``faster``: one whose whole runs are.
+    """
+
+    name: str
+    options: dict[str, Any] | None
+    time: str | None = None
+    reads: str | None = None
+    state: str | None = None
+    against: tuple[str, str] | None = None
+    faster: str | None = None
+    method: str = "cache_dit"
+
+    def put_on(self) -> PutOn:
+        return by_name(self.method, self.options or {})
+
+
+def expected(subject: Subject, variants: Sequence[Variant]) -> tuple[list[Finding], Row]:
+    """All that is expected of some settings, with the row of their times; they are timed in turn, step by step."""
+    held = {one.faster for one in variants}
+    timed = [
+        one
+        for one in variants
+        if one.options is None or one.name in held or not (one.time is one.against is one.faster is None)
+    ]
+    caches = {one.name: None if one.options is None else one.put_on() for one in timed}
+    row = time_of(subject, caches, watched=watched("steps")) if timed else {}
+    findings = []
+    for one in variants:
+        if one.options is None:
+            findings.append(ratio("bare ÷ bare: how far the machine lets one see", pairs_of(row["times"], one.name)))
+        if one.time is not None:
+            findings += of_time(row, one.name, target=one.time)
+            if set(line_of(row, one.name)) == {"F"}:
+                beyond = [1e6 * (wrapped - bare) for wrapped, bare in pairs_of(row["times"], one.name)]
+                findings.append(measured(f"wrapped − bare, {one.name}", beyond, median, "µs"))
+        if one.against is not None:
+            findings += _against(row, one.name, *one.against)
+        if one.faster is not None:
+            findings.append(_faster(row, one.name, one.faster))
+        if one.reads is not None:
+            findings.append(of_reads(reads_of(subject, one.put_on()), f", {one.name}", one.reads))
+        if one.state is not None:
+            findings.append(of_state(state_of(subject, one.put_on()), f", {one.name}", one.state))
+    return findings, row
+
+
 def watched(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     """A progress bar, where the output is a terminal."""
     from rich.console import Console
@@ -48,16 +105,18 @@ def watched(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 
 @contextlib.contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Without the warnings of these loggers inside, e.g. that nothing was skipped, where that is the point."""
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
+def quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings inside, e.g. that nothing was skipped, where that is the point."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        logger.setLevel(level)
+
+
+# -- what follows
 
 
 def line_of(row: Row, name: str) -> str:
@@ -86,39 +145,29 @@ def of_time(row: Row, name: str, *, target: str = "", shown: str | None = None) 
     times, blocks, line = row["times"], row["blocks"][name], line_of(row, name)
     of = f", {name}" if shown is None else shown
     if "C" not in line:
-        return [ratio(f"{OVERHEAD}{of}", pairs_of(times, name, "bare"), target, steps_line=line)]
-    rest = row["rest"].get(name, "bare")
+        return [ratio(f"{OVERHEAD}{of}", pairs_of(times, name), target, steps_line=line)]
+    rest, skipped = row["rest"].get(name, "bare"), where(line, "C")
     runs = []
     for bare, quick, least in zip(times["bare"], times[name], times[rest], strict=True):
         floor = sum(b if letter == "F" else r for letter, b, r in zip(line, bare, least, strict=True))
         runs.append((sum(bare), sum(quick), floor))
     taken = np.array(runs)
-    shares = taken[:, 2] / taken[:, 1]
     details = {
         "measured_speedup": float(np.median(taken[:, 0] / taken[:, 1])),
         "ideal_by_blocks": max(blocks) * len(blocks) / max(1, sum(blocks)),
         "ideal_with_rest": float(np.median(taken[:, 0] / taken[:, 2])),
-        **{f"{kind}_step_ms": _milliseconds(times, *one) for kind, one in _kinds(name, rest, line).items()},
+        "skipped_step_ms": 1000 * statistics.median(seconds_of(times, name, skipped)),
         "steps_line": line,
     }
-    share = measured(f"{EFFICIENCY}{of}", shares, partial(np.median, axis=-1), "×", target, **details)
-    return [share, ratio(f"{SKIPPED}{of}", pairs_of(times, name, rest, where(line, "C")))]
-
-
-def _kinds(name: str, rest: str, line: str) -> dict[str, tuple[str, list[int]]]:
-    all_steps = list(range(len(line)))
-    return {"bare": ("bare", all_steps), "rest": (rest, all_steps), "skipped": (name, where(line, "C"))}
-
-
-def _milliseconds(times: Times, name: str, steps: Sequence[int]) -> float:
-    return 1000 * statistics.median(seconds_of(times, name, steps))
+    share = measured(f"{EFFICIENCY}{of}", taken[:, 2] / taken[:, 1], median, "×", target, **details)
+    return [share, ratio(f"{SKIPPED}{of}", pairs_of(times, name, rest, skipped))]
 
 
 def of_reads(row: Row, name: str, target: str = "", bare: Sequence[int] | None = None) -> Finding:
     """The most numbers of the model's that a step of a second request reads beyond the model's own reads."""
     own = bare or [0] * len(row["model_reads"])
     waits = [reads - of_model for reads, of_model in zip(row["model_reads"], own, strict=True)]
-    details = {one: row[one] for one in ("model_reads", "timestep_reads", "own_reads", "first_request")}
+    details = {one: row[one] for one in ("model_reads", "first_request")}
     return found(f"{READS}{name}", max(waits), "reads", target, in_the_run=sum(waits), **details)
 
 
@@ -129,11 +178,25 @@ def of_state(row: Row, name: str, target: str = "") -> Finding:
     return finding if not target else replace(finding, reached=held <= float(target[1:]) * EQUAL)
 
 
-#: How much more may be alive and count as equal.
-EQUAL = 1.01
-
-
-def cached_steps(row: Row, name: str, title: str, **details: Any) -> Finding:
+def cached_steps(row: Row, name: str) -> Finding:
     """The median of a cache's skipped steps."""
     line = line_of(row, name)
-    return milliseconds(title, seconds_of(row["times"], name, where(line, "C")), steps_line=line, **details)
+    return milliseconds(f"cached step, {name}", seconds_of(row["times"], name, where(line, "C")), steps_line=line)
+
+
+def _against(row: Row, name: str, other: str, target: str) -> Iterator[Finding]:
+    """Cached and computed steps over another's, once all snapshots are there that are used."""
+    line = line_of(row, name)
+    for letter, kind in (("C", "cached"), ("F", "computed")):
+        steps = [step for step in where(line, letter) if step >= min(FULL, len(line) // 2)]
+        pairs = pairs_of(row["times"], name, other, steps)
+        if pairs:
+            yield ratio(f"{kind} step, {name} ÷ {other}", pairs, target if letter == "C" else "")
+
+
+def _faster(row: Row, name: str, other: str) -> Finding:
+    """How many times as fast whole runs are as another's, and how many by the blocks that ran."""
+    theirs, own = ([sum(run) for run in row["times"][one]] for one in (other, name))
+    blocks = {one: sum(row["blocks"][one]) for one in (other, name)}
+    details = {"ideal_by_blocks": blocks[other] / blocks[name], "blocks": row["blocks"][name]}
+    return measured(f"speed-up, {name} ÷ {other}", np.divide(theirs, own), median, **details)

@@ -43,7 +43,7 @@ class Peer:
         other.close()
 
     def ask(self, what: str, *, timeout: float | None = None, **arguments: Any) -> Any:
-        """The result of a request; see worker.py for the kinds and their arguments.
+        """What a function there returns; ``what`` is its place, e.g. ``bench.measures:run``.
 
         Raises:
             PeerError: if there is none. After a missing answer the process is ended.
@@ -90,8 +90,7 @@ class Workers(contextlib.ExitStack):
 
     def __init__(self, threads: int) -> None:
         super().__init__()
-        self.threads = threads
-        self.unavailable: dict[str, str] = {}
+        self.threads, self.unavailable = threads, dict[str, str]()
         self._peers: dict[str, Peer] = {}
 
     def run(self, version: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +105,7 @@ class Workers(contextlib.ExitStack):
         try:
             if version not in self._peers:
                 self._peers[version] = self.enter_context(Peer(Environment(version).make(), threads=self.threads))
-            return dict(self._peers[version].ask("cost", timeout=TIMEOUT, **arguments))
+            return dict(self._peers[version].ask("bench.measures:run", timeout=TIMEOUT, **arguments))
         except PeerUnavailableError as error:
             self.unavailable[version] = str(error)
             raise

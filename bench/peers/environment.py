@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,10 +22,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 FOLDER = ROOT / ".cache" / "peers"
 #: The versions that are measured; the second stands for 1.5.x.
 VERSIONS = ("1.2.0", "1.5.3")
-
 #: What both sides must agree on, bit for bit. Those that are not installed here are not installed there either.
 _SHARED = ("torch", "numpy", "safetensors", "tokenizers", "huggingface-hub", "transformers", "diffusers", "accelerate")
-_PINS = "pins.json"
 
 
 class PeerUnavailableError(CacheDitError, RuntimeError):
@@ -53,26 +50,19 @@ class Environment:
     def ready(self) -> bool:
         """Whether it was built to the end, and with the versions that are installed here now."""
         try:
-            built = json.loads((self.path / _PINS).read_text(encoding="utf-8"))
+            built = json.loads((self.path / "pins.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return bool(built == self.pins()) and self.python.exists()
 
     def pins(self) -> dict[str, str]:
         """The interpreter's version and those of all packages that are asked for by name."""
-        pins = {"python": platform.python_version(), "cache-dit": self.version}
-        for name in _SHARED:
-            try:
-                pins[name] = metadata.version(name).partition("+")[0]
-            except metadata.PackageNotFoundError:
-                continue
-        return pins
+        installed = {one.name.lower(): one.version.partition("+")[0] for one in metadata.distributions() if one.name}
+        shared = {name: installed[name] for name in _SHARED if name in installed}
+        return {"python": platform.python_version(), "cache-dit": self.version, **shared}
 
     def make(self) -> Path:
-        """Build it unless it is ready, and return its interpreter.
-
-        It is built aside and moved into place when it is complete: a build that was stopped leaves nothing that looks
-        ready.
+        """Build it unless it is ready; a build that was stopped leaves nothing that looks ready.
 
         Raises:
             PeerUnavailableError: if pip cannot install the packages, for one because no index can be reached.
@@ -82,25 +72,25 @@ class Environment:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"building-{self.version}-", dir=self.folder) as aside:
             built = Environment(self.version, Path(aside))
-            self._run([sys.executable, "-m", "venv", "--without-pip", str(built.path)])
-            pip = [sys.executable, "-m", "pip", "--python", str(built.python), "install", "--quiet", "--no-input"]
+            self._run("venv", "--without-pip", str(built.path))
+            pip = ["pip", "--python", str(built.python), "install", "--quiet", "--no-input"]
             # torch first and alone, so that nothing below can choose another build of it.
-            self._run([*pip, "--constraint", str(CONSTRAINTS), "torch"])
+            self._run(*pip, "--constraint", str(CONSTRAINTS), "torch")
             wanted = [f"{name}=={version}" for name, version in self.pins().items() if name not in ("python", "torch")]
-            self._run([*pip, "--constraint", str(CONSTRAINTS), *wanted])
-            (built.path / _PINS).write_text(json.dumps(self.pins()), encoding="utf-8")
+            self._run(*pip, "--constraint", str(CONSTRAINTS), *wanted)
+            (built.path / "pins.json").write_text(json.dumps(self.pins()), encoding="utf-8")
             shutil.rmtree(self.path, ignore_errors=True)
             os.replace(built.path, self.path)
         return self.python
 
-    def _run(self, command: Sequence[str]) -> None:
+    def _run(self, *module: str) -> None:
+        command = [sys.executable, "-m", *module]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip())[-2000:]
             # The first line stands in results: nothing of this machine is in it.
             raise PeerUnavailableError(
-                f"the environment of cache-dit {self.version} could not be built: {command[2]} ended with "
+                f"the environment of cache-dit {self.version} could not be built: {module[0]} ended with "
                 f"{done.returncode}; it needs a package index that has this version\n"
-                f"{' '.join(command)}\n{said}\n"
+                f"{' '.join(command)}\n{(done.stderr.strip() or done.stdout.strip())[-2000:]}\n"
                 "pip's own configuration says which index is asked; other methods can be measured without this one."
             )

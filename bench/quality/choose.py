@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,20 +34,9 @@ def setting_text(parameters: Parameters) -> str:
     return json.dumps(parameters, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def search_key(method: str, parameters: Parameters) -> str:
-    return f"search/{method}/{setting_text(parameters)}"
-
-
-def evaluation_key(method: str, parameters: Parameters) -> str:
-    return f"result/{method}/{setting_text(parameters)}"
-
-
-def method_key(method: str) -> str:
-    return f"method/{method}"
-
-
-def timing_key(budget: float) -> str:
-    return f"timing/{budget:g}"
+def key_of(kind: str, method: str, parameters: Parameters) -> str:
+    """The key of a row of the ``"search"``, or of a ``"result"``."""
+    return f"{kind}/{method}/{setting_text(parameters)}"
 
 
 # -- numbers of many pictures
@@ -57,13 +47,8 @@ def decibels(samples: Sequence[float | None]) -> Values:
     return np.array([CEILING if value is None else min(value, CEILING) for value in samples], dtype=np.float64)
 
 
-def mean(values: Values) -> Values:
-    return np.mean(values, axis=-1)
-
-
-def fifth_percentile(values: Values) -> Values:
-    """Linear between neighbours, numpy's default."""
-    return np.percentile(values, 5, axis=-1)
+mean: Statistic = partial(np.mean, axis=-1)
+fifth_percentile: Statistic = partial(np.percentile, q=5, axis=-1)
 
 
 def difference(
@@ -124,13 +109,12 @@ class Entry:
 
 def described(rows: Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The methods that a run knew, by name, with owner, family and candidates."""
-    prefix = method_key("")
-    return ((key.removeprefix(prefix), row) for key, row in rows.items() if key.startswith(prefix))
+    return ((key.removeprefix("method/"), row) for key, row in rows.items() if key.startswith("method/"))
 
 
 def searched(rows: Rows, method: str) -> list[Mapping[str, Any]]:
     """The rows of a method's candidates that could be drawn."""
-    found = (rows.get(search_key(method, one)) for one in rows[method_key(method)]["candidates"])
+    found = (rows.get(key_of("search", method, one)) for one in rows[f"method/{method}"]["candidates"])
     return [row for row in found if row is not None and "psnr" in row]
 
 
@@ -148,10 +132,9 @@ def entries(rows: Rows, budgets: Sequence[float]) -> list[Entry]:
         for budget in budgets:
             parameters = chosen(rows, method, budget)
             if parameters is not None:
-                result = rows.get(evaluation_key(method, parameters))
-                usable = result if result is not None and "psnr" in result else None
-                search = rows[search_key(method, parameters)]
-                listed.append(Entry(method, row["owner"], row["family"], budget, parameters, search, usable))
+                search, result = (rows.get(key_of(kind, method, parameters), {}) for kind in ("search", "result"))
+                drawn = result if "psnr" in result else None
+                listed.append(Entry(method, row["owner"], row["family"], budget, parameters, search, drawn))
     return listed
 
 
@@ -201,11 +184,7 @@ def findings(rows: Rows, settings: Mapping[str, Any]) -> list[Finding]:
     told: list[Finding] = []
     for budget in budgets:
         told += _against_others(listed, budget, settings["seeds"])
-    for budget in budgets:
-        for name, timed in rows.get(timing_key(budget), {"methods": {}})["methods"].items():
-            pairs = list(zip(timed["uncached"], timed["cached"], strict=True))
-            details = {"by_work": timed["speedup"], "setting": timed["parameters"]}
-            told.append(replace(measured(name, pairs, ratio_of_medians, **details), group=f"{TIMED}{budget:g}×"))
+        told += [_timed(one) for one in (best_of(listed, budget, owner) for owner in OWNERS) if one is not None]
     for entry in sorted(listed, key=lambda entry: (entry.budget, -mean(entry.psnr))):
         psnr = entry.psnr
         details = {"owner": entry.owner, "setting": setting_text(entry.parameters), "speedup_by_work": entry.speedup}
@@ -214,6 +193,14 @@ def findings(rows: Rows, settings: Mapping[str, Any]) -> list[Finding]:
         group = f"mean PSNR at {entry.budget:g}×"
         told.append(replace(found(entry.method, float(mean(psnr)), "dB", **details), group=group))
     return told
+
+
+def _timed(entry: Entry) -> Finding:
+    """The seconds of the uncached pictures over those of the same ones by a setting."""
+    result = entry.result or {}
+    pairs = list(zip(result["uncached"]["seconds"], result["seconds"], strict=True))
+    details = {"by_work": entry.speedup, "setting": entry.parameters}
+    return replace(measured(entry.method, pairs, ratio_of_medians, **details), group=f"{TIMED}{entry.budget:g}×")
 
 
 def _against_others(listed: Sequence[Entry], budget: float, seeds: int) -> Iterator[Finding]:

@@ -11,93 +11,53 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.hooks import MagCacheConfig, SeaCacheConfig
+from diffusers import hooks
 
 from bench.cost.steps import quiet
-from bench.quality.drawing import Context, Method, Parameters
+from bench.quality.drawing import Context, Parameters
 
-MAG = "diffusers MagCache"
+#: What calibrations are made on: a caption of the documentation, which neither search nor result uses.
+CALIBRATION_CAPTION = "noto emoji of dog face"
 
 
 @contextlib.contextmanager
-def _on(context: Context, parameters: Parameters, *, config: Callable[[Context, Parameters], Any]) -> Iterator[None]:
-    """A cache that `transformer.enable_cache` puts on."""
+def on(context: Context, parameters: Parameters, *, config: str, **fixed: Any) -> Iterator[None]:
+    """A cache that `transformer.enable_cache` puts on, by a configuration's name."""
     transformer = context.pipe.transformer
     with quiet("diffusers"):
-        transformer.enable_cache(config(context, parameters))
+        transformer.enable_cache(getattr(hooks, config)(**fixed, **parameters))
     try:
         yield
     finally:
         transformer.disable_cache()
-        forget_hooks(transformer)
+        for module in transformer.modules():  # what hooks leave behind: their registries, and bound forwards
+            for name in ("_diffusers_hook", "forward"):
+                vars(module).pop(name, None)
 
 
-def forget_hooks(transformer: torch.nn.Module) -> None:
-    """Remove what diffusers' hooks leave on the modules when they are removed: their registries, and bound forwards."""
-    for module in transformer.modules():
-        for name in ("_diffusers_hook", "forward"):
-            vars(module).pop(name, None)
+def _mag_on(context: Context, parameters: Parameters) -> contextlib.AbstractContextManager[None]:
+    ratios = {"num_inference_steps": context.steps, "mag_ratios": context.calibrations["diffusers MagCache"]}
+    return on(context, parameters, config="MagCacheConfig", **ratios)
 
 
-def _first_block(context: Context, parameters: Parameters) -> Any:
-    return diffusers.FirstBlockCacheConfig(**parameters)
-
-
-def _mag(context: Context, parameters: Parameters) -> Any:
-    ratios = context.calibrations[MAG]
-    return MagCacheConfig(**parameters, num_inference_steps=context.steps, mag_ratios=ratios)
-
-
-def _calibrate_mag(caption: str, context: Context) -> None:
+def _calibrate_mag(context: Context) -> None:
     """The ratios of this model, by MagCache's own calibration: the mean over two pictures and both branches."""
-    if MAG in context.calibrations:
+    if "diffusers MagCache" in context.calibrations:
         return
     ratios: list[list[float]] = []
-    config = lambda context, _: MagCacheConfig(calibrate=True, num_inference_steps=context.steps)  # noqa: E731
+    asked = {"calibrate": True, "num_inference_steps": context.steps}
     for seed in (0, 1):
-        with contextlib.redirect_stdout(io.StringIO()) as said, _on(context, {}, config=config):
-            generator = torch.Generator().manual_seed(seed)
-            context.pipe(caption, num_inference_steps=context.steps, generator=generator, output_type="latent")
+        with contextlib.redirect_stdout(io.StringIO()) as said, on(context, asked, config="MagCacheConfig"):
+            given = {"num_inference_steps": context.steps, "output_type": "latent"}
+            context.pipe(CALIBRATION_CAPTION, generator=torch.Generator().manual_seed(seed), **given)
         lines = [line for line in said.getvalue().splitlines() if line.startswith("[") and "MagCache" not in line]
         ratios += [ast.literal_eval(line) for line in lines]  # one list for each branch
-    context.calibrations[MAG] = [sum(column) / len(column) for column in zip(*ratios, strict=True)]
-
-
-def _taylor(context: Context, parameters: Parameters) -> Any:
-    """In its lite mode: the blocks are skipped and the transformer's output is predicted; factors in float32."""
-    given = {"use_lite_mode": True, "taylor_factors_dtype": torch.float32, **parameters}
-    return diffusers.TaylorSeerCacheConfig(**given)
-
-
-def taylor_schedules(budgets: Sequence[float], steps: int) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(steps before caching, interval, orders): for each budget, a third and a half of its full steps at the start."""
-
-    def full_steps(before: int, interval: int) -> int:
-        return sum(step < before or (step - before - 1) % interval == 0 for step in range(steps))
-
-    found: dict[tuple[int, int], tuple[int, ...]] = {}
-    for most in (max(2, int(steps / (0.98 * budget))) for budget in budgets):
-        half, third = max(1, round(most / 2)), max(1, round(most / 3))
-        # Few full steps: the two are one, and the next shorter start takes the place of the third.
-        starts = {half: (0, 1), third: (0, 1)} if third < half else {half: (0, 1), max(1, half - 1): (0, 1)}
-        for before, orders in starts.items():
-            interval = next(length for length in range(2, steps + 2) if full_steps(before, length) <= most)
-            found[before, interval] = orders
-    return [(*schedule, orders) for schedule, orders in found.items()]
-
-
-def _taylor_settings(budgets: Sequence[float], steps: int) -> list[Parameters]:
-    return [
-        {"cache_interval": interval, "disable_cache_before_step": before, "max_order": order}
-        for before, interval, orders in taylor_schedules(budgets, steps)
-        for order in orders
-    ]
+    context.calibrations["diffusers MagCache"] = [sum(column) / len(column) for column in zip(*ratios, strict=True)]
 
 
 @contextlib.contextmanager
@@ -107,15 +67,17 @@ def _sea_on(context: Context, parameters: Parameters) -> Iterator[None]:
     transformer, scheduler = pipe.transformer, pipe.scheduler
 
     def raw_vision(_: Any, __: Any, given: dict[str, Any]) -> list[torch.Tensor]:
-        return list(as_picture(pipe, given["hidden_states"])[:, :, None].unbind())
+        """Latents as (channels, 1, height, width), each."""
+        size = pipe.call_defaults["height"], pipe.call_defaults["width"]
+        return list(pipe._unpack_latents(given["hidden_states"], *size, pipe.vae_scale_factor)[:, :, None].unbind())
 
-    with _on(context, parameters, config=lambda _, given: SeaCacheConfig(**given, raw_vision_callback=raw_vision)):
-        plain = transformer.cache_context
+    with on(context, parameters, config="SeaCacheConfig", raw_vision_callback=raw_vision):
+        plain_context = transformer.cache_context
 
         def told(name: str) -> Any:
             step = scheduler.step_index or 0  # None before the first step is made
             count = len(scheduler.timesteps)
-            return plain(name, step_index=step, sigma=float(scheduler.sigmas[step]), num_inference_steps=count)
+            return plain_context(name, step_index=step, sigma=float(scheduler.sigmas[step]), num_inference_steps=count)
 
         transformer.cache_context = told
         try:
@@ -124,38 +86,16 @@ def _sea_on(context: Context, parameters: Parameters) -> Iterator[None]:
             vars(transformer).pop("cache_context", None)
 
 
-def as_picture(pipe: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Latents as (batch, channels, height, width)."""
-    size = pipe.call_defaults["height"], pipe.call_defaults["width"]
-    return pipe._unpack_latents(tokens, *size, pipe.vae_scale_factor)
+def _nothing(context: Context) -> None:
+    """Most need nothing before the first picture."""
 
 
-# -- the table
-
-_FIRST_BLOCK = (
-    *(0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18),
-    *(0.2, 0.23, 0.26, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-)
-_MAG = ((1, 0.03), (1, 10.0), (2, 0.06), (2, 10.0), (3, 10.0), (5, 10.0), (8, 10.0), (12, 10.0))
-_SEA = (0.1, 0.11, 0.17, 0.19, 0.25, 0.35, 0.39, 0.5, 0.58, 0.62, 1.0, 1.2)
-
-
-def methods(budgets: Sequence[float], caption: str) -> Iterator[Method]:
-    """diffusers' caches that skip blocks; ``caption``: what MagCache is calibrated with."""
-
-    def method(name: str, put_on: Any, settings: Any, **more: Any) -> Method:
-        listed = settings if callable(settings) else lambda steps: settings
-        return Method(name, "peer", name, listed, put_on, **more)
-
-    mag = [
-        {"threshold": value, "max_skip_steps": most, "retention_ratio": retention}
-        for most, value in _MAG
-        for retention in (0.1, 0.2, 0.3)
-    ]
-    sea = [{"threshold": v, "residual_order": n, "max_consecutive_cached": 0} for v in _SEA for n in (0, 1)]
-    first = [{"threshold": value} for value in _FIRST_BLOCK]
-    calibrate = partial(_calibrate_mag, caption)
-    yield method("diffusers FirstBlockCache", partial(_on, config=_first_block), first)
-    yield method(MAG, partial(_on, config=_mag), mag, prepare=calibrate)
-    yield method("diffusers TaylorSeer", partial(_on, config=_taylor), partial(_taylor_settings, budgets))
-    yield method("diffusers SeaCache", _sea_on, sea)
+#: By configuration: what puts it on, and what is needed once before. TaylorSeer's lite mode skips blocks and
+#: predicts the output.
+_LITE = {"use_lite_mode": True, "taylor_factors_dtype": torch.float32}
+PUT_ON: dict[str, tuple[Callable[..., Any], Callable[[Context], None]]] = {
+    "FirstBlockCacheConfig": (partial(on, config="FirstBlockCacheConfig"), _nothing),
+    "TaylorSeerCacheConfig": (partial(on, config="TaylorSeerCacheConfig", **_LITE), _nothing),
+    "MagCacheConfig": (_mag_on, _calibrate_mag),
+    "SeaCacheConfig": (_sea_on, _nothing),
+}

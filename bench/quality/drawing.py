@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from bench.contenders import Owner
-from bench.counting import WorkMeter
 from bench.peers.client import Peer
 from bench.peers.environment import Environment, PeerUnavailableError
-from bench.timer import CLOCKS
+from bench.pictures import drawn
 from cache_dit.demo import DemoPipeline, load_pipeline
 from cache_dit.demo.pipeline import MODEL_FOLDER
 
@@ -67,7 +64,6 @@ class Context:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.steps = setup, setup.steps
-        self.now = CLOCKS[setup.clock]
         self.calibrations: dict[str, Any] = {}
 
     @property
@@ -77,14 +73,9 @@ class Context:
 
     def draw(self, picture: Picture, steps: int | None = None, *, counted: bool = True) -> Drawing:
         """One picture, as the pipeline stands."""
-        meter = WorkMeter(self.pipe.transformer) if counted else None
-        generator = torch.Generator().manual_seed(picture.seed)
-        given = {"num_inference_steps": steps or self.steps, "output_type": "np"}
-        with meter or contextlib.nullcontext():
-            start = self.now()
-            pixels = self.pipe(picture.caption, generator=generator, **given).images[0]
-            seconds = self.now() - start
-        return Drawing(pixels, seconds, float(meter.work) if meter else None, meter.blocks if meter else None)
+        asked = {"counted": counted, "clock": self.setup.clock, "num_inference_steps": steps or self.steps}
+        pixels, told = drawn(self.pipe, picture.caption, picture.seed, **asked)
+        return Drawing(pixels, **told)
 
 
 @cache
@@ -100,22 +91,16 @@ PutOn = Callable[[Context, Parameters], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison.
+    """One row of the comparison; its owner is ours, a peer, or a baseline.
 
-    Args:
-        name: as in tables.
-        owner: whose it is.
-        family: methods that are one thing with different parts, e.g. predictors. All are searched; at each budget the
-            best of a family goes on to the held-out pictures, and is its point in a plot.
-        settings: the candidates of the search for pictures of so many steps, careful to fast.
-        put_on: of one that draws with the shared pipeline.
-        prepare: what is needed once before the first picture, e.g. a calibration.
-        version: of the peer in an environment of its own, where it draws.
-        options: turns a setting and the steps into what that is asked for.
+    Methods of a ``family`` are one thing with different parts, e.g. predictors: at each budget the best goes on to the
+    held-out pictures. ``settings``: the candidates for pictures of so many steps, careful to fast; ``prepare``: what is
+    needed once, e.g. a calibration. One with a ``version`` draws in that peer's environment, by ``options`` of a
+    setting and the steps; others put a setting on the shared pipeline.
     """
 
     name: str
-    owner: Owner
+    owner: str
     family: str
     settings: Callable[[int], Sequence[Parameters]]
     put_on: PutOn | None = None
@@ -157,9 +142,9 @@ def _elsewhere(method: Method, context: Context) -> Iterator[Drawer]:
         python = Environment(method.version).make()
     except PeerUnavailableError as error:
         raise NotRun(str(error).splitlines()[0]) from error
-    with Peer(python) as peer, tempfile.TemporaryDirectory() as folder:
-        peer.ask("load", folder=str(MODEL_FOLDER), timeout=300)
-        yield elsewhere(method, context, peer, Path(folder) / "pixels.npy")
+    with Peer(python) as peer:
+        peer.ask("bench.pictures:load", folder=str(MODEL_FOLDER), timeout=300)
+        yield elsewhere(method, context, peer, context.setup.folder / f"{os.getpid()}.npy")
 
 
 def elsewhere(method: Method, context: Context, peer: Any, out: Path) -> Drawer:
@@ -167,9 +152,9 @@ def elsewhere(method: Method, context: Context, peer: Any, out: Path) -> Drawer:
 
     def draw(parameters: Parameters | None, picture: Picture, *, counted: bool = True) -> Drawing:
         setting = None if parameters is None else method.options(json.loads(json.dumps(parameters)), context.steps)
-        asked = {"caption": picture.caption, "seed": picture.seed, "steps": context.steps, "options": setting}
-        told = peer.ask("draw", out=str(out), **asked, counted=counted, clock=context.setup.clock)
-        return Drawing(np.load(out), told["seconds"], told["work"], told["blocks"])
+        asked = {**asdict(picture), "steps": context.steps, "options": setting, "clock": context.setup.clock}
+        told = peer.ask("bench.pictures:draw", out=str(out), counted=counted, **asked)
+        return Drawing(np.load(out), **told)
 
     return draw
 

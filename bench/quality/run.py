@@ -1,4 +1,4 @@
-"""The phases: search, choose, evaluate, time. Each row is made once; a run that was ended goes on with the next."""
+"""The phases: search, choose, evaluate. Each row is made once; a run that was ended goes on with the next."""
 
 from __future__ import annotations
 
@@ -7,37 +7,22 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context, parent_process
-from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.cost.steps import quiet
-from bench.quality.choose import (
-    OTHERS,
-    Entry,
-    Rows,
-    best_of,
-    entries,
-    evaluation_key,
-    hopeful,
-    method_key,
-    search_key,
-    setting_text,
-    timing_key,
-)
+from bench.cost.steps import quiet, watched
+from bench.quality.choose import Rows, entries, hopeful, key_of, setting_text
 from bench.quality.drawing import Context, Drawer, Drawing, Method, NotRun, Parameters, Picture, Pixels, Setup
 from bench.quality.methods import methods
-from bench.results import Results
+from bench.results import Results, failure
 from cache_dit.errors import CacheDitError
 from cache_dit.metrics import compute_lpips
 from cache_dit.metrics import pixels as metrics
@@ -96,7 +81,6 @@ class Artist:
         self._ready: tuple[str, Drawer] | None = None
         self._open = ExitStack()
         self._refused: dict[str, str] = {}
-        self._agreements: dict[str, float | None] = {}
 
     def do(self, job: Job) -> Row:
         """The row of a job; `{"not run": why}` where its method cannot be run, `{"failed": why}` where its setting."""
@@ -110,7 +94,7 @@ class Artist:
         except Exception as error:  # a peer may raise anything; the row says what, and the others go on
             logging.getLogger(__name__).debug("%s", job, exc_info=True)
             self.close()  # a worker that did not answer is ended: the next setting gets a new one
-            return {"method": job.method, "parameters": job.parameters, "failed": f"{type(error).__name__}: {error}"}
+            return {"method": job.method, "parameters": job.parameters, "failed": failure(error)}
 
     def drawer(self, name: str) -> Drawer:
         """A method made ready."""
@@ -145,18 +129,10 @@ class Artist:
             row["seconds"] = [round(drawing.seconds, 4) for drawing in drawings]
         row |= {"work": [drawing.work for drawing in drawings], "blocks": [drawing.blocks for drawing in drawings]}
         row["uncached"] = {"work": references[0].work, "blocks": references[0].blocks}
-        if method.environment != "here":
-            row["uncached"]["psnr_to_ours"] = self._agreement(method.environment, job.pictures[0], references[0])
+        row["uncached"]["seconds"] = [round(one.seconds, 4) for one in references]
         if any(own >= full for own, full in zip(work, base, strict=True)):
             row["notes"] = ["nothing was cached"]
         return row
-
-    def _agreement(self, environment: str, picture: Picture, theirs: Drawing) -> float | None:
-        """How close another environment's uncached picture is to the one that is drawn here; None: the same."""
-        if environment not in self._agreements:
-            ours = self.context.draw(picture, counted=False)
-            self._agreements[environment] = psnr(ours.pixels, theirs.pixels)
-        return self._agreements[environment]
 
     def reference(self, method: Method, draw: Drawer, picture: Picture) -> Drawing:
         """The uncached picture, drawn once for all processes and methods of the same environment."""
@@ -179,48 +155,25 @@ _artists: list[Artist] = []
 
 
 def _begin(setup: Setup) -> None:
+    """Made ready for jobs; from now on it ends when its parent is gone, also where that is killed."""
     torch.set_num_threads(setup.threads)
-    artist = Artist(setup)
-    Finalize(None, artist.close, exitpriority=10)  # atexit's functions are not called in such a process
-    end_with_parent(artist.close)
-    _artists.append(artist)
-
-
-def end_with_parent(close: Callable[[], object]) -> None:
-    """From now on end this process when its parent is gone, also where that is killed and can tell nobody."""
-
-    def watch(parent: Any) -> None:
-        parent.join()
-        try:
-            close()
-        finally:
-            os._exit(1)
-
+    _artists.append(Artist(setup))
     if (parent := parent_process()) is not None:
-        threading.Thread(target=watch, args=(parent,), name="end with parent", daemon=True).start()
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _do(job: Job) -> Row:
     return _artists[0].do(job)
 
 
-def done(jobs: Iterable[Job], setup: Setup, processes: int) -> Iterator[tuple[Job, Row]]:
-    """Every job with its row, as they come; those of a method one after the other. One process: this one."""
+def done(jobs: Sequence[Job], setup: Setup, processes: int) -> Iterator[tuple[Job, Row]]:
+    """Every job with its row, those of a method one after the other. One process: this one."""
     if processes == 1:
-        artist = Artist(setup)
-        try:
+        with closing(Artist(setup)) as artist:
             yield from ((job, artist.do(job)) for job in jobs)
-        finally:
-            artist.close()
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (setup,))
-    try:
-        waiting: dict[Future[Row], Job] = {pool.submit(_do, job): job for job in jobs}
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (setup,)) as pool:
+        yield from zip(jobs, pool.map(_do, jobs), strict=True)
 
 
 # -- the phases
@@ -228,10 +181,7 @@ def done(jobs: Iterable[Job], setup: Setup, processes: int) -> Iterator[tuple[Jo
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: which methods, at which speed-ups by work, on which pictures, with how many candidates of each.
-
-    ``timed``: how many captions are timed, and how often each.
-    """
+    """What is measured: which methods, at which speed-ups by work, on which pictures, how many candidates of each."""
 
     methods: dict[str, Method]
     setup: Setup
@@ -240,7 +190,6 @@ class Plan:
     held_out: tuple[Picture, ...]
     candidates: int = 24
     processes: int = 1
-    timed: int = 3
 
 
 def run(results: Results, plan: Plan) -> None:
@@ -248,7 +197,6 @@ def run(results: Results, plan: Plan) -> None:
     describe(results, plan)
     carry_out(results, plan, "search", list(search_jobs(results, plan)))
     carry_out(results, plan, "result", list(evaluation_jobs(results.rows, plan)))
-    time_winners(results, plan)
 
 
 def describe(results: Results, plan: Plan) -> None:
@@ -258,8 +206,8 @@ def describe(results: Results, plan: Plan) -> None:
         row = {"owner": method.owner, "family": method.family, "environment": method.environment}
         different = {setting_text(one): one for one in method.settings(plan.setup.steps)}  # with few steps, fewer
         row["candidates"] = spread_out(list(different.values()), plan.candidates)
-        if {**results.rows.get(method_key(name), {}), "not run": ""} != {**row, "not run": ""}:
-            results.add(method_key(name), row)
+        if {**results.rows.get(f"method/{name}", {}), "not run": ""} != {**row, "not run": ""}:
+            results.add(f"method/{name}", row)
 
 
 def spread_out(settings: Sequence[Any], most: int) -> list[Any]:
@@ -272,15 +220,15 @@ def spread_out(settings: Sequence[Any], most: int) -> list[Any]:
 def search_jobs(results: Results, plan: Plan) -> Iterator[Job]:
     """Every candidate of every method on the pictures of the search."""
     for name in plan.methods:
-        for parameters in results.rows[method_key(name)]["candidates"]:
-            yield Job(search_key(name, parameters), name, parameters, plan.search)
+        for parameters in results.rows[f"method/{name}"]["candidates"]:
+            yield Job(key_of("search", name, parameters), name, parameters, plan.search)
 
 
 def evaluation_jobs(rows: Rows, plan: Plan) -> Iterator[Job]:
     """The best setting of each family at each budget on the held-out pictures, unless it is hopeless; each once."""
     jobs = {}
     for entry in hopeful([one for one in entries(rows, plan.budgets) if one.method in plan.methods]):
-        key = evaluation_key(entry.method, entry.parameters)
+        key = key_of("result", entry.method, entry.parameters)
         jobs[key] = Job(key, entry.method, entry.parameters, plan.held_out, whole=True)
     yield from jobs.values()
 
@@ -288,71 +236,14 @@ def evaluation_jobs(rows: Rows, plan: Plan) -> Iterator[Job]:
 def carry_out(results: Results, plan: Plan, phase: str, jobs: Sequence[Job]) -> None:
     """Do the jobs that have no row yet, and those that failed when they were tried before."""
     left = [job for job in jobs if "failed" in results.rows.get(job.key, {"failed": "not tried"})]
-    with _bar(f"quality: {phase}", len(jobs)) as advance:
-        advance(len(jobs) - len(left))
-        for job, row in done(left, plan.setup, plan.processes) if left else ():
-            key = method_key(job.method)
-            if "not run" in row:
-                results.add(key, {**results.rows[key], **row})
-            else:
-                if "not run" in results.rows[key]:  # it could not in a run before
-                    results.add(key, {name: value for name, value in results.rows[key].items() if name != "not run"})
-                results.add(job.key, row)
-            advance(1)
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not Console().is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-# -- time
-
-
-def time_winners(results: Results, plan: Plan) -> None:
-    """At each budget the best of ours and of the others, in turns with the uncached pipeline, in this process.
-
-    Times of others than the best, from a run before with fewer methods, are replaced; a run of some methods leaves the
-    times as they are where it has not all of the best.
-    """
-    listed = entries(results.rows, plan.budgets)
-    for budget in plan.budgets:
-        winners = [best_of(listed, budget, owner) for owner in ("ours", *OTHERS)]
-        running = [entry for entry in winners if entry is not None]
-        there = results.rows.get(timing_key(budget), {"methods": {}})["methods"]
-        timed = {name: one["parameters"] for name, one in there.items()}
-        stale = timed != {entry.method: entry.parameters for entry in running}
-        if running and stale and all(entry.method in plan.methods for entry in running):
-            with _bar(f"quality: time at {budget:g}×", plan.timed**2) as advance:
-                results.add(timing_key(budget), {"methods": _timed(running, plan, advance)})
-
-
-def _timed(running: Sequence[Entry], plan: Plan, advance: Any) -> dict[str, Any]:
-    """Seconds of each method, and of the uncached pipeline right beside it, in an order that turns."""
-    context = Context(plan.setup)
-    with ExitStack() as stack:
-        drawers: dict[str, Drawer] = {}
-        for entry in running:
-            try:
-                drawers[entry.method] = stack.enter_context(plan.methods[entry.method].drawer(context))
-            except NotRun:
-                continue
-        runs = [entry for entry in running if entry.method in drawers]
-        timed: dict[str, Any] = {
-            one.method: {"parameters": one.parameters, "speedup": one.speedup, "cached": [], "uncached": []}
-            for one in runs
-        }
-        for turn in range(-1, plan.timed**2):  # the first one warms up
-            picture = plan.held_out[max(turn, 0) % min(plan.timed, len(plan.held_out))]
-            for entry in runs[turn % len(runs) :] + runs[: turn % len(runs)]:
-                sides = [("cached", entry.parameters), ("uncached", None)]
-                for name, parameters in sides if turn % 2 else reversed(sides):
-                    seconds = drawers[entry.method](parameters, picture, counted=False).seconds
-                    if turn >= 0:
-                        timed[entry.method][name].append(round(seconds, 4))
-            if turn >= 0:
-                advance(1)
-    return timed
+    rows = done(left, plan.setup, plan.processes) if left else iter(())
+    for _ in watched(f"quality: {phase}")(range(len(left))):
+        job, row = next(rows)
+        key = f"method/{job.method}"
+        known = {name: value for name, value in results.rows[key].items() if name != "not run"}
+        if "not run" in row:
+            known |= row
+        if known != results.rows[key]:  # it can now, or no longer
+            results.add(key, known)
+        if "not run" not in row:
+            results.add(job.key, row)

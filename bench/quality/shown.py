@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from bench.findings import Finding
 from bench.quality.choose import (
     CEILING,
     COMPARED,
@@ -21,7 +22,6 @@ from bench.quality.choose import (
     fifth_percentile,
     findings,
     mean,
-    method_key,
     searched,
 )
 from bench.report.parts import Chart, Line, Marked, Panel, Part, Table
@@ -32,6 +32,7 @@ from cache_dit.demo.plans import demo_plan, steps_planned
 def parts(results: Results) -> dict[str, Part]:
     """What the places of ``pages/quality.md`` hold."""
     settings, rows = results.settings, results.rows
+    told = results.findings or findings(rows, settings)
     listed = [entry for entry in entries(rows, settings["budgets"]) if entry.result is not None]
     with_lpips = [entry for entry in listed if entry.lpips is not None]
     owners = {"ours": results.ours, "peer": "peer", "baseline": "no cache"}
@@ -50,14 +51,13 @@ def parts(results: Results) -> dict[str, Part]:
         "ceiling": f"{CEILING:g}",
         "lpips_missing": rows.get("metrics", {}).get("lpips_missing", ""),
         "plan": _planned(results),
-        "compared": _compared(results),
+        "compared": _compared(told),
         "psnr_chart": _chart("psnr", listed, values) if listed else None,
         "lpips_chart": _chart("lpips", with_lpips, lpips) if with_lpips else None,
         "best": "\n".join(_best(settings["budgets"], listed, owners)),
         "clock": settings["clock"],
-        "timed": _timed(results),
+        "timed": _timed(told),
         **_search(results, owners),
-        "environments": _environments(results),
         "not_run": _not_run(results),
     }
 
@@ -65,17 +65,17 @@ def parts(results: Results) -> dict[str, Part]:
 def _planned(results: Results) -> str:
     """What the plans cost to find: that search is not among the candidates."""
     steps = results.settings["steps"]
-    if method_key("plan") not in results.rows or steps not in steps_planned():
+    if "method/plan" not in results.rows or steps not in steps_planned():
         return ""
     cost = demo_plan(steps).cost
     prompts, runs = cost["prompts"], f"{cost['uncached_runs']:.0f} uncached runs"
     return f"{prompts['search']} captions of its own and judged on {prompts['held_out']} more, in the time of {runs}"
 
 
-def _compared(results: Results) -> Table:
+def _compared(told: Sequence[Finding]) -> Table:
     """Ours beside the best of the others, a row for each budget and statistic."""
     rows = []
-    for one in findings(results.rows, results.settings):
+    for one in told:
         if one.group == COMPARED:
             value = f"{one.value:+.{2 if one.unit else 4}f} {one.unit}".strip()
             ahead = Marked("yes" if one.reached else "no", strong=not one.reached)
@@ -101,18 +101,15 @@ def _best(budgets: Sequence[float], listed: Sequence[Entry], owners: dict[str, s
 
 def short_setting(parameters: dict[str, Any]) -> str:
     """A setting for people: `name value` pairs."""
-
-    def shown(value: Any) -> str:
-        if isinstance(value, list) and all(bit in (0, 1) for bit in value):
-            return "".join(map(str, value))
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{name} {shown(value)}" for name, value in parameters.items()) or "–"
+    pairs = (
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
+    )
+    return ", ".join(pairs) or "–"
 
 
-def _timed(results: Results) -> Table:
+def _timed(told: Sequence[Finding]) -> Table:
     rows = []
-    for one in findings(results.rows, results.settings):
+    for one in told:
         if one.group.startswith(TIMED):
             budget, by_work = one.group.removeprefix(TIMED), f"{one.details['by_work']:.2f}×"
             rows.append((budget, one.name, f"{one.value:.2f}×", one.interval_text, by_work))
@@ -130,19 +127,6 @@ def _search(results: Results, owners: dict[str, str]) -> dict[str, Part]:
     said = ", ".join(f"{owners[owner]} {count}" for owner, count in totals.items() if count)
     heads = ("method", "whose", "candidates", "drawn", "speed-up by work")
     return {"tried": said, "search": Table(heads, rows, left=2)}
-
-
-def _environments(results: Results) -> str:
-    """How far the uncached pictures of other environments are from ours."""
-    far = {}
-    for method, row in described(results.rows):
-        for one in searched(results.rows, method)[:1] if row["environment"] != "here" else ():
-            closeness = one["uncached"].get("psnr_to_ours")
-            far[row["environment"]] = "the very same" if closeness is None else f"{closeness:.0f} dB from ours"
-    lines = [
-        f"- {name}: its uncached pictures, which its own are compared with, are {how}" for name, how in far.items()
-    ]
-    return "\n".join(lines)
 
 
 def _not_run(results: Results) -> str:

@@ -6,47 +6,35 @@ What stands where is written in ``bench/pages/NAME.md``; a bench says what its p
 
 from __future__ import annotations
 
+import base64
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from html import escape
+from html import escape, unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.report.parts import PAGES, Chart, Part, Table, by_group, literal
 from bench.results import OURS, Results, flat_settings
 from cache_dit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: The benches that have a page, in its order: title, and the module whose ``parts`` fills it.
 BENCHES = {
     "quality": ("Quality", "bench.quality.shown"),
     "overhead": ("What the cache costs", "bench.cost.beside"),
     "scaling": ("How costs grow", "bench.cost.scaling"),
-    "gpu": ("On a GPU", "bench.cost.gpu_shown"),
+    "gpu": ("On a GPU", "bench.cost.gpu"),
 }
 #: A line of Markdown in whose place a figure goes.
 FIGURE_PLACE = re.compile(r"^\{figure: (\w+)\}$", re.MULTILINE)
 #: A place in a template; with a ``?`` it shows nothing, and is there for the part around it.
 _PLACE = re.compile(r"\{(\??)(\w+)\}")
-#: The page may load nothing, wherever it is opened.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One bench on the page.
-
-    Args:
-        bench: the bench's name.
-        title: the heading.
-        parts: what the places of its page hold, of any results: quick ones, and those that a run has not finished.
-            ``"charts"``: charts that stand in the text of other places.
-        template: the page; "": that in ``bench/pages``.
-    """
+    """One bench on the page: ``parts`` says what its template holds; no template: that in ``bench/pages``."""
 
     bench: str
     title: str
@@ -57,12 +45,9 @@ class Section:
         """Markdown with places of figures, and the charts that go there."""
         held, charts, words = self.parts(results), {}, {}
         for name, value in held.items():
-            drawn = (
-                [] if isinstance(value, (str, Table)) or not value else [value] if isinstance(value, Chart) else value
-            )
-            charts |= {one.name: one for one in drawn}
-            shown = value.markdown() if isinstance(value, Table) else value if isinstance(value, str) else ""
-            words[name] = shown.strip() or "\n\n".join(f"{{figure: {one.name}}}" for one in drawn)
+            if isinstance(value, Chart):
+                charts[value.name], value = value, f"{{figure: {value.name}}}"
+            words[name] = (value.markdown() if isinstance(value, Table) else value or "").strip()
         parts = (self.template or (PAGES / f"{self.bench}.md").read_text(encoding="utf-8")).split("\n---\n")
         whole = [part.strip() for part in parts if all(words[name] for _, name in _PLACE.findall(part))]
         filled = (_PLACE.sub(lambda place: "" if place[1] else words[place[2]], part) for part in whole)
@@ -76,15 +61,14 @@ def sections() -> list[Section]:
 
 def read_folder(folder: Path) -> tuple[list[Results], list[str]]:
     """The results in a folder, in the order of the report, and for every other JSON file a line that says why not."""
-    results, unread, order = [], [], [*BENCHES, ""]
+    results, unread, order = [], [], list(BENCHES)
     for path in sorted(folder.glob("*.json")):
         try:
             results.append(Results.load(path))
         except ConfigError as error:
             unread.append(str(error))
-    return sorted(
-        results, key=lambda one: (order.index(one.bench if one.bench in order else ""), one.path.name)
-    ), unread
+    rank = lambda one: order.index(one.bench) if one.bench in order else len(order)  # noqa: E731
+    return sorted(results, key=lambda one: (rank(one), one.path.name)), unread
 
 
 Pair = tuple[Section, Results | None]
@@ -195,43 +179,18 @@ def save_report(
 
 
 def page(pairs: Sequence[Pair], unread: Sequence[str] = ()) -> str:
-    """The page's text."""
-    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    shown = "\n".join(_section(number, *pair) for number, pair in enumerate(pairs, start=1))
-    left_out = "".join(f'<p class="warning">Left out: {escape(line)}</p>\n' for line in unread)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{OURS}: what was measured</title>
-<style>
-{css}</style>
-</head>
-<body>
-<main>
-<h1>What was measured</h1>
-{html(overview(pairs))}
-{left_out}{shown}
-</main>
-</body>
-</html>
-"""
-
-
-def _section(number: int, section: Section, results: Results | None) -> str:
-    text, charts = section_markdown(section, results)
-    pieces = FIGURE_PLACE.split(text)  # text, name, text, name, … text
-    made = [html(pieces[0])]
-    for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-        drawing = picture(charts[name].figure(), f"bench-{number}-{name}", charts[name].alt)
-        made += [f'<figure><div class="scroll">{drawing}</div></figure>', html(piece)]
-    body = "\n".join(made).replace("<h2>", f'<h2 id="{anchor(title_of(section, results))}">', 1)
-    if results is not None and results.findings:
-        table = html(by_group(results.findings))
-        body += f"\n<details><summary>All {len(results.findings)} findings</summary>\n{table}\n</details>"
-    return f"<section>\n{body}\n</section>"
+    """The page's text: the Markdown of the overview and all sections, with its figures inside."""
+    texts, figures = [f"# What was measured\n\n{overview(pairs)}"], {}
+    texts += [f"**Left out: {literal(line)}**\n" for line in unread]
+    for number, (section, results) in enumerate(pairs):
+        text, charts = section_markdown(section, results)
+        texts.append(FIGURE_PLACE.sub(lambda place, number=number: f"FIGURE-{number}-{place[1]}", text))
+        figures |= {f"FIGURE-{number}-{name}": picture(chart) for name, chart in charts.items()}
+    made = html("\n".join(texts))
+    for place, figure in figures.items():
+        made = made.replace(f"<p>{place}</p>", figure)
+    frame, css = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css"))
+    return frame.format(title=f"{OURS}: what was measured", css=css, body=made)
 
 
 def html(markdown: str) -> str:
@@ -239,20 +198,13 @@ def html(markdown: str) -> str:
     from markdown_it import MarkdownIt
 
     made: str = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
-    return made.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    made = made.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    return re.sub(r"<h2>(.*?)</h2>", lambda head: f'<h2 id="{anchor(unescape(head[1]))}">{head[1]}</h2>', made)
 
 
-def picture(figure: Figure, name: str, alt: str) -> str:
-    """A figure as an SVG element that follows the page's colours, and whose ids no other on the page has."""
-    from bench.report import style
+def picture(chart: Chart) -> str:
+    """A figure in the page, by an address that holds it."""
+    from bench.report.style import svg
 
-    text = style.svg(figure)
-    text = re.sub(r"^.*?(?=<svg\b)|<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for colour, variable in style.VARIABLES.items():
-        text = re.sub(rf"(?<=[:\s\"]){colour}\b", f"var({variable})", text)
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    head = (
-        f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}pt">'
-    )
-    return re.sub(r"<svg\b[^>]*>", lambda _: head, text, count=1).replace("xlink:href", "href").strip()
+    data = base64.b64encode(svg(chart.figure()).encode()).decode()
+    return f'<figure class="scroll"><img alt="{escape(chart.alt)}" src="data:image/svg+xml;base64,{data}"></figure>'

@@ -17,16 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PAGES = Path(__file__).parent.parent / "pages"
-#: How a marked cell looks on a terminal.
-_COLOURS = {
-    "reached": "green",
-    "missed": "red",
-    "misses": "red",
-    "reaches": "green",
-    "better": "green",
-    "worse": "red",
-    "moved": "yellow",
-}
+#: How a marked cell looks on a terminal, by its first word.
+_COLOURS = dict.fromkeys(("reached", "reaches", "better"), "green") | dict.fromkeys(
+    ("missed", "misses", "worse"), "red"
+)
 
 
 @dataclass(frozen=True)
@@ -89,11 +83,10 @@ def _markdown(cell: Cell) -> str:
 def _coloured(cell: Cell) -> str:
     from rich.markup import escape
 
-    lines = []
-    for line in _text(cell).splitlines() if isinstance(cell, Marked) else ():
-        colour = _COLOURS.get(line.partition(" ")[0].rstrip("s"), "") or _COLOURS.get(line.partition(" ")[0], "bold")
-        lines.append(f"[{colour}]{escape(line)}[/]")
-    return "\n".join(lines) if lines else escape(_text(cell))
+    if not isinstance(cell, Marked):
+        return escape(cell)
+    lines = [(_COLOURS.get(line.partition(" ")[0], "bold"), line) for line in cell.text.splitlines()]
+    return "\n".join(f"[{colour}]{escape(line)}[/]" for colour, line in lines)
 
 
 def literal(text: str) -> str:
@@ -113,15 +106,12 @@ def findings_table(findings: Iterable[Finding], title: str = "", *, grouped: boo
     return Table(("what", "value", "95 % interval", "target", ""), rows, title=title)
 
 
-def by_group(
-    findings: Iterable[Finding], *, before: Mapping[str, str] | None = None, after: Mapping[str, str] | None = None
-) -> str:
-    """Findings as Markdown: a table for each group, under its name."""
+def by_group(findings: Iterable[Finding], after: Mapping[str, str] | None = None) -> str:
+    """Findings as Markdown: a table for each group, under its name; ``after``: what follows the tables."""
     parts = []
     for group, some in groupby(findings, key=lambda one: one.group):
         heading = f"### {literal(group[:1].upper() + group[1:])}\n" if group else ""
-        table = findings_table(some).markdown()
-        parts += [heading, (before or {}).get(group, ""), table, (after or {}).get(group, "")]
+        parts += [heading, findings_table(some).markdown(), (after or {}).get(group, "")]
     return "\n".join(part for part in parts if part)
 
 
@@ -143,38 +133,23 @@ def pivot(findings: Iterable[Finding], columns: str, names: Mapping[str, str]) -
 
 @dataclass
 class Line:
-    """Points in a panel, joined or not; ``style``: as matplotlib's ``plot`` takes it; ``words``: beside the points."""
+    """Points in a panel, joined or not; ``style``: as matplotlib's ``plot`` takes it."""
 
     xs: Sequence[float]
     ys: Sequence[float]
     label: str = ""
     style: dict[str, Any] = field(default_factory=dict)
-    words: Sequence[str] = ()
-
-
-@dataclass
-class Bar:
-    """A value and the ends of its interval."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-    ours: bool = False
 
 
 @dataclass
 class Panel:
-    """Lines over something, or bars; ``log``: the logarithmic axes, e.g. ``"xy"``; ``digits``: of the bars' values."""
+    """Lines over something; ``log``: the logarithmic axes, e.g. ``"xy"``."""
 
     xlabel: str
     ylabel: str = ""
-    title: str = ""
     lines: list[Line] = field(default_factory=list)
-    bars: list[Bar] = field(default_factory=list)
     log: str = ""
     ticks: Mapping[float, str] = field(default_factory=dict)
-    digits: int = 1
 
 
 @dataclass
@@ -211,18 +186,13 @@ class Chart:
 
 
 #: What a place of a page holds; nothing: the part around it is left out.
-Part = str | Table | Chart | Sequence[Chart] | None
+Part = str | Table | Chart | None
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    from bench.report.style import SOFT
-
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
-    axes.set_title(panel.title, fontsize=10, loc="left")
     for line in panel.lines:
         axes.plot(line.xs, line.ys, label=line.label or "_", **line.style)
-        for word, x, y in zip(line.words, line.xs, line.ys, strict=False):
-            axes.annotate(word, (x, y), textcoords="offset points", xytext=(6, -8), fontsize=8, color=SOFT)
     if "x" in panel.log:
         axes.set_xscale("log")
     if "y" in panel.log:
@@ -231,20 +201,3 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(list(panel.ticks), list(panel.ticks.values()))
     if panel.log:
         axes.minorticks_off()
-    if panel.bars:
-        _draw_bars(axes, panel)
-
-
-def _draw_bars(axes: Axes, panel: Panel) -> None:
-    from bench.report.style import COMPUTED, INK, SOFT
-
-    values = [bar.value for bar in panel.bars]
-    sides = [[bar.value - bar.low for bar in panel.bars], [bar.high - bar.value for bar in panel.bars]]
-    colours = [COMPUTED if bar.ours else SOFT for bar in panel.bars]
-    labels = [bar.label for bar in panel.bars]
-    drawn = axes.barh(labels, values, color=colours, height=0.62, xerr=sides, error_kw={"lw": 0.8, "ecolor": INK})
-    shown = [f"{value:.{panel.digits}f}" for value in values]
-    axes.bar_label(drawn, shown, padding=4, fontsize=8, color=INK)
-    axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.grid(axis="y", visible=False)

@@ -13,32 +13,8 @@ COMPUTED, CACHED, INK, SOFT, GRID = "#2a6f97", "#e3a72f", "#1d1c1a", "#8a8780", 
 #: For many lines in one figure, in this order: told apart on light and dark paper, and by colour-blind readers.
 SERIES = (COMPUTED, CACHED, "#3f9b6c", "#c4553b", "#8d6bb8", "#c46f9d", "#7d8c3a", "#2f9e9e", "#a8761a", SOFT)
 
-#: The figures' colours, as a page names them: so that they follow its light and its dark form.
-VARIABLES = {
-    **{INK: "--ink", SOFT: "--soft", GRID: "--line", COMPUTED: "--computed", CACHED: "--cached"},
-    **{"#000000": "--ink", "#ffffff": "--paper"},
-}
-
 matplotlib.use("svg")
-matplotlib.rcParams.update(
-    {
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cache_dit",
-        "axes.edgecolor": SOFT,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.7,
-        "xtick.color": SOFT,
-        "ytick.color": SOFT,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-    }
-)
+matplotlib.rc_file(Path(__file__).with_name("style.mplstyle"), use_default_template=False)
 
 
 def svg(figure: Figure) -> str:

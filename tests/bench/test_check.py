@@ -76,10 +76,10 @@ def test_a_target_newly_missed_is_worse_though_the_value_hardly_moved() -> None:
     before, now = one(1.009, target="≤ 1.01", reached=True), one(1.011, target="≤ 1.01", reached=False)
     comparison = compare(results(now), results(before))
     assert [(change.newly_missed, change.beyond_noise) for change in comparison.changes] == [(True, False)]
-    assert len(comparison.worse) == 1
+    assert comparison.worse == 1
     back = compare(results(before), results(now))
     assert [change.newly_reached for change in back.changes] == [True]
-    assert back.worse == []
+    assert back.worse == 0
 
 
 def test_findings_are_known_by_group_and_name() -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from bench import commands
-from bench.commands import BUILT, COMMANDS, COMMITTED, ROOT, add_common, main, opened, out_of, report_path, with_report
+from bench.commands import BUILT, COMMANDS, COMMITTED, ROOT, add_common, finished, main, opened, out_of
 from bench.findings import Finding
+from bench.results import Results
 from cache_dit import cli
 from cache_dit.cli.application import run_one
 from cache_dit.cli.arguments import Command
@@ -42,7 +43,7 @@ def bench(rows: int = 2) -> Command:
         results = opened(arguments, "weight", {"rows": rows})
         for number in range(rows):
             results.row(str(number), lambda number=number: {"kg": number})
-        results.finish([Finding("weight", 1.0, "kg")])
+        finished(results, [Finding("weight", 1.0, "kg")], "Weights")
         return 0
 
     return Command("weight", "Weighs.", lambda parser: add_common(parser, out=COMMITTED / "weight.json"), run)
@@ -114,14 +115,17 @@ def test_other_settings_end_a_run_with_one_line(tmp_path: Path, capsys: pytest.C
 
 def test_a_run_is_followed_by_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "weight.json"
-    assert run_one("bench", "", [with_report(bench())], ["weight", "--out", str(out)]) == 0
+    assert run_one("bench", "", [bench()], ["weight", "--out", str(out)]) == 0
     assert str(tmp_path / "weight.html") in capsys.readouterr().out
     assert "weight.json" in (tmp_path / "weight.html").read_text(encoding="utf-8")
 
 
-def test_no_report_lies_among_the_committed_results() -> None:
-    assert report_path(COMMITTED / "gpu.json") == BUILT / "gpu.html"
-    assert report_path(Path("elsewhere") / "gpu.json") == Path("elsewhere") / "gpu.html"
+def test_no_report_lies_among_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr("bench.report.page.save_report", lambda path, *_, **__: written.append(path))
+    for folder in (COMMITTED, Path("elsewhere")):
+        commands.report_on(Results(folder / "gpu.json", "gpu", {}, {}))
+    assert written == [BUILT / "gpu.html", Path("elsewhere") / "gpu.html"]
 
 
 def test_without_matplotlib_what_was_measured_is_kept_and_the_extra_named(
@@ -130,18 +134,12 @@ def test_without_matplotlib_what_was_measured_is_kept_and_the_extra_named(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     out = tmp_path / "weight.json"
-    assert run_one("bench", "", [with_report(bench())], ["weight", "--out", str(out)]) == 0
+    assert run_one("bench", "", [bench()], ["weight", "--out", str(out)]) == 0
     assert "pip install 'cache-dit[bench]'" in capsys.readouterr().out
     assert out.is_file()
     assert not out.with_suffix(".html").exists()
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "all.html")]) == 1
     assert "pip install 'cache-dit[bench]'" in capsys.readouterr().err
-
-
-def test_a_command_without_results_is_followed_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "report_on", lambda path: pytest.fail("a report of what?"))
-    plain = Command("plain", "Plain.", lambda parser: None, lambda arguments: 3)
-    assert run_one("bench", "", [with_report(plain)], ["plain"]) == 3
 
 
 def test_a_list_of_names_is_followed_by_nothing(

@@ -64,12 +64,10 @@ def test_attention_is_all_tokens_to_all_tokens_whether_they_are_projected_togeth
     assert measured(transformer).attention == (DOUBLE + SINGLE) * 2 * ALL**2 * HIDDEN
 
 
-def test_a_batch_of_two_is_two_calls(transformer: FluxTransformer2DModel) -> None:
+def test_a_batch_of_two_counts_twice(transformer: FluxTransformer2DModel) -> None:
     one, two = measured(transformer), measured(transformer, batch=2)
-    assert (one.calls, one.blocks) == (1, DOUBLE + SINGLE)
-    assert (two.work, two.attention, two.blocks, two.calls) == tuple(
-        2 * count for count in (one.work, one.attention, one.blocks, one.calls)
-    )
+    assert one.blocks == DOUBLE + SINGLE
+    assert (two.work, two.attention, two.blocks) == tuple(2 * n for n in (one.work, one.attention, one.blocks))
 
 
 def test_a_step_that_skips_all_blocks_but_the_first_costs_the_first(transformer: FluxTransformer2DModel) -> None:
@@ -119,4 +117,4 @@ def test_nothing_is_counted_after_it_is_removed(transformer: FluxTransformer2DMo
     call(transformer)
     assert meter.work == before > 0
     meter.reset()
-    assert (meter.work, meter.attention, meter.blocks, meter.calls) == (0, 0, 0, 0)
+    assert (meter.work, meter.attention, meter.blocks) == (0, 0, 0)

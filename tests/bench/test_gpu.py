@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 
 import cache_dit
 from bench.commands import COMMANDS, main
-from bench.cost import gpu, gpu_shown
-from bench.cost.gpu import LEFT_OUT, TINY, Item, Stage, findings_of, loop_findings, waits_findings
-from bench.models import FLUX, KLEIN, SPECS, WAN, Made, Spec, blocks_of, make, with_blocks
+from bench.cost import gpu
+from bench.cost.gpu import TINY, Maker, Stage, loop_findings
+from bench.models import SPECS, Made, Spec, blocks_of, make, with_blocks
 from bench.report.page import Section
-from bench.results import Results
+from bench.results import Results, findings_of
 
 CPU = torch.device("cpu")
-SECTION = Section("gpu", "On a GPU", gpu_shown.parts)
+SECTION = Section("gpu", "On a GPU", gpu.parts)
+FLUX, KLEIN, WAN = (SPECS[name] for name in ("flux", "klein", "wan"))
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,8 @@ def rows(tiny: Stage) -> dict[str, Any]:
     """Every kind of row, of the smallest models."""
     with torch.no_grad():
         return {
-            "flux: made": gpu.made_row(tiny, FLUX),
             "flux: steps": gpu.steps_row(tiny, FLUX),
-            "flux: reads": gpu.reads_row(tiny, FLUX),
-            "flux: memory": gpu.memory_row(tiny, FLUX),
             "flux: loop of 4": gpu.loop_row(tiny, FLUX, 4),
-            "sum of 3": gpu.sum_row(tiny, 3),
         }
 
 
@@ -112,13 +109,9 @@ def test_caches_skip_what_their_names_say(rows: dict[str, Any]):
     names = {one["name"] for one in rows["flux: steps"]["findings"]}
     assert {"full step, bare", "wrapped ÷ bare, measured", "cached step, dynamic"} <= names
     assert "cached step, half, snapshots in the host's memory" in names
-
-
-def test_what_needs_cuda_is_not_made_up(rows: dict[str, Any]):
-    assert rows["flux: reads"]["waits"]["static"] == [None] * 3
-    assert rows["flux: reads"]["findings"] == []
-    assert {one["unit"] for one in rows["flux: memory"]["findings"]} == {"MiB"}
-    held = {one["name"]: one["details"]["features"] for one in rows["flux: memory"]["findings"]}
+    exact = {one["name"]: one for one in row["findings"] if one["unit"] in ("reads", "features")}
+    assert [name for name, one in exact.items() if one["reached"] is False] == []
+    held = {name: one["value"] for name, one in exact.items() if one["unit"] == "features"}
     assert held == {"live state, static": pytest.approx(1), "live state, dynamic": pytest.approx(1.8, abs=0.2)}
 
 
@@ -148,19 +141,12 @@ def test_compiling_is_told_with_its_breaks_and_recompilations(tiny: Stage):
     assert "regional, graph breaks" in {one["name"] for one in row["findings"]}
 
 
-def test_both_kernels_compute_the_sum(rows: dict[str, Any]):
-    row = rows["sum of 3"]
-    assert max(row["errors"].values()) < 1e-5 and not row["compiler_failed"]
-    assert row["bytes"] == 5 * 8 * 16 * 4
-
-
 # -- plan
 
 
-def test_what_the_goals_speak_of_comes_first_and_every_key_once():
-    keys = [item.key for item in gpu.items((28, 50))]
-    assert len(keys) == len(set(keys))
-    assert keys[:5] == ["flux: made", "flux: steps", "flux: reads", "flux: memory", "flux: loop of 28"]
+def test_what_the_goals_speak_of_comes_first():
+    keys = list(gpu.makers((28, 50)))
+    assert keys[:2] == ["flux: steps", "flux: loop of 28"]
     assert {key.partition(":")[0] for key in keys} >= set(SPECS)
 
 
@@ -169,13 +155,15 @@ def results(tmp_path: Path) -> Results:
     return Results.open(tmp_path / "gpu.json", "gpu", {"dtype": "bfloat16"})
 
 
-def run_items(items: list[Item], results: Results, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
-    """What a run of these says, by a clock that moves with each row; not tiny, so that minutes count."""
+def run_rows(
+    rows: dict[str, Maker], results: Results, monkeypatch: pytest.MonkeyPatch, minutes: int = 9, **options: Any
+) -> list[str]:
+    """What a run of these says, by a clock that moves by ten seconds when it is read."""
     said: list[str] = []
     time = iter(range(0, 100_000, 10))
-    monkeypatch.setattr(gpu, "items", lambda loops: items)
-    place = Stage(CPU, torch.float32, replace(TINY, tiny=False))
-    gpu.run(place, results, options.pop("minutes", 1), say=said.append, now=lambda: float(next(time)), **options)
+    monkeypatch.setattr(gpu, "makers", lambda loops: rows)
+    place = Stage(CPU, torch.float32, TINY)
+    gpu.run(place, results, minutes, say=said.append, now=lambda: float(next(time)), **options)
     return said
 
 
@@ -183,13 +171,13 @@ def test_a_row_that_fails_is_told_and_those_after_it_run(results: Results, monke
     def fail(stage: Stage) -> dict[str, Any]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
-    run_items([Item("a", 1, fail), Item("b", 1, lambda stage: {"x": 1})], results, monkeypatch)
-    assert results.rows["a"]["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB."
-    assert results.rows["b"]["x"] == 1
-    run_items([Item("a", 1, lambda stage: {"x": 2})], results, monkeypatch)
-    assert results.rows["a"]["x"] == 2, "what failed is tried again"
-    run_items([Item("a", 1, fail)], results, monkeypatch)
-    assert results.rows["a"]["x"] == 2, "what is there is not"
+    run_rows({"flux: a": fail, "wan: b": lambda stage: {"x": 1}}, results, monkeypatch)
+    assert results.rows["flux: a"]["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB."
+    assert results.rows["wan: b"]["x"] == 1
+    run_rows({"flux: a": lambda stage: {"x": 2}}, results, monkeypatch)
+    assert results.rows["flux: a"]["x"] == 2, "what failed is tried again"
+    run_rows({"flux: a": fail}, results, monkeypatch)
+    assert results.rows["flux: a"]["x"] == 2, "what is there is not"
 
 
 def test_a_mistake_in_the_bench_itself_is_not_hidden(results: Results, monkeypatch: pytest.MonkeyPatch):
@@ -197,25 +185,22 @@ def test_a_mistake_in_the_bench_itself_is_not_hidden(results: Results, monkeypat
         raise AssertionError
 
     with pytest.raises(AssertionError):
-        run_items([Item("a", 1, wrong)], results, monkeypatch)
+        run_rows({"flux: a": wrong}, results, monkeypatch)
 
 
-def test_what_would_end_too_late_is_left_out_by_name(results: Results, monkeypatch: pytest.MonkeyPatch):
-    items = [Item("a", 5, lambda stage: {}), Item("long", 500, lambda stage: {}), Item("b", 5, lambda stage: {})]
-    run_items(items, results, monkeypatch, minutes=2)
-    assert "a" in results and "b" in results and "long" not in results
-    assert results.rows[LEFT_OUT] == {"keys": ["long"]}
-    assert "- no time left for long" in SECTION.text(results)[0]
-    run_items(items, results, monkeypatch, minutes=2, only=["b"])
-    assert results.rows[LEFT_OUT] == {"keys": ["long"]}, "a run of other rows does not make it run"
-    run_items(items, results, monkeypatch, minutes=60)
-    assert results.rows[LEFT_OUT] == {"keys": []}
+def test_no_row_is_begun_when_the_minutes_are_over(results: Results, monkeypatch: pytest.MonkeyPatch):
+    rows = {f"flux: {number}": lambda stage: {} for number in range(4)}
+    said = run_rows(rows, results, monkeypatch, minutes=1)
+    assert list(results.rows) == ["flux: 0", "flux: 1", "flux: 2"]
+    assert said[-1] == "not run: flux: 3; a run with more --minutes goes on with it"
+    run_rows(rows, results, monkeypatch)
+    assert list(results.rows) == list(rows)
 
 
 def test_only_some_rows_can_be_asked_for(results: Results, monkeypatch: pytest.MonkeyPatch):
-    items = [Item("flux: made", 1, lambda stage: {}), Item("wan: made", 1, lambda stage: {})]
-    run_items(items, results, monkeypatch, only=["wan"])
-    assert "wan: made" in results and "flux: made" not in results
+    rows = {"flux: a": lambda stage: {}, "wan: a": lambda stage: {}}
+    run_rows(rows, results, monkeypatch, only=["wan"])
+    assert list(results.rows) == ["wan: a"]
 
 
 def test_one_model_is_held_at_a_time(tiny: Stage):
@@ -236,16 +221,6 @@ def test_a_cached_step_of_a_loop_costs_what_the_loop_takes_beyond_its_computed_s
     assert found["speed-up ÷ ideal, 8 steps, even"].value == pytest.approx(8 / 2.6 / 4)
 
 
-def test_waits_count_beyond_those_of_the_bare_model():
-    def reached(static: int, dynamic: int) -> dict[str, bool | None]:
-        waits = {"bare": [1, 1], "planned": [1, 1], "static": [1, 1 + static], "measured": [1, 2]}
-        waits["dynamic"] = [1, 1 + dynamic]
-        return {finding.name.rpartition(", ")[2]: finding.reached for finding in waits_findings(waits)}
-
-    assert reached(0, 1) == dict.fromkeys(("planned", "static", "measured", "dynamic"), True)
-    assert not reached(1, 1)["static"] and not reached(0, 2)["dynamic"]
-
-
 def test_the_section_takes_any_file(rows: dict[str, Any], results: Results):
     text, charts = SECTION.text(results)
     assert "billion" not in text and not charts
@@ -254,17 +229,10 @@ def test_the_section_takes_any_file(rows: dict[str, Any], results: Results):
     results.settings["rounds"] = 2
     for key, row in rows.items():
         results.add(key, row)
-    results.finish(findings_of(results.rows))  # all of it can be saved
-    text, charts = SECTION.text(results)
-    assert "### FLUX.1-dev" in text and "### Kernels" in text and "{figure: bench_gpu_flux}" in text
-    assert "run 2 times" in text and "two prices" not in text
-    assert list(charts) == ["bench_gpu_flux"]
-
-
-def test_what_was_left_out_is_told_by_model(results: Results):
-    results.add(LEFT_OUT, {"keys": ["flux: loop of 50", "wan: reads", "flux: graphs"]})
+    results.finish(findings_of(results.rows.values()))  # all of it can be saved
     text, _ = SECTION.text(results)
-    assert "- FLUX.1-dev: no time left for loop of 50, graphs\n- Wan2.1-1.3B: no time left for reads\n" in text
+    assert "- FLUX.1-dev: 0.0 billion parameters, 3 blocks" in text
+    assert "run 2 times" in text and "two prices" not in text
 
 
 # -- the command
@@ -288,14 +256,14 @@ def test_the_command_measures_saves_and_tells_what_failed(
         raise RuntimeError("no")
 
     monkeypatch.setattr(gpu, "opened", lambda device, size: Stage(CPU, torch.float32, TINY))
-    monkeypatch.setattr(gpu, "items", lambda loops: [Item("sum of 1", 1, lambda s: gpu.sum_row(s, 1))])
+    monkeypatch.setattr(gpu, "makers", lambda loops: {"flux: loop of 4": partial(gpu.loop_row, spec=FLUX, steps=4)})
     command = next(one for one in COMMANDS if one.name == "gpu")
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     path = tmp_path / "gpu.json"
     assert command.run(parser.parse_args(["--out", str(path)])) == 0
     assert Results.load(path).finished
-    monkeypatch.setattr(gpu, "items", lambda loops: [Item("flux: made", 1, fail)])
+    monkeypatch.setattr(gpu, "makers", lambda loops: {"flux: steps": fail})
     assert command.run(parser.parse_args(["--out", str(path)])) == 1
-    assert "failed: flux: made" in capsys.readouterr().out
+    assert "failed: flux: steps" in capsys.readouterr().out
     assert cache_dit.__version__ == Results.load(path).machine["versions"]["cache-dit"]

@@ -11,11 +11,22 @@ import pytest
 import torch
 
 from bench.commands import COMMANDS
-from bench.contenders import MEASURED, NOBODY, NOTHING, OURS, PLANNED
 from bench.cost import beside, ours
-from bench.cost.beside import COUNTED, MODELS, cases, findings_of
-from bench.cost.ours import GROUPS, QUICK, Variant, measure_variants
-from bench.cost.steps import ALWAYS, EFFICIENCY, NEVER, OVERHEAD, SKIPPED, half_mask, of_time, static, threshold
+from bench.cost.beside import MEASURED, NOBODY, NOTHING, OURS, PLANNED, cases, findings_of
+from bench.cost.ours import GROUPS, QUICK, Extent
+from bench.cost.steps import (
+    ALWAYS,
+    EFFICIENCY,
+    NEVER,
+    OVERHEAD,
+    SKIPPED,
+    Variant,
+    expected,
+    half_mask,
+    of_time,
+    static,
+    threshold,
+)
 from bench.findings import Finding
 from bench.measures import Subject
 from bench.peers.client import PeerError
@@ -25,8 +36,8 @@ from bench.results import Results
 from cache_dit.cli.arguments import UsageError
 from cache_dit.errors import ConfigError
 
-TINY = replace(QUICK, runs=1, calls=3)
-ALL = list(cases(MODELS, COUNTED, clock="processor", threads=1))
+TINY = replace(QUICK, runs=1)
+ALL = list(cases(Extent(), 1))
 SECTION = Section("overhead", "Costs", beside.parts)
 
 
@@ -45,7 +56,7 @@ def run(*flags: str) -> int:
 def found() -> dict[str, list[Finding]]:
     """What two groups find; a quick run of all is slow."""
     chosen = ("pruning", "python")
-    return {name: [Finding(**one) for one in ours._row(name, TINY)["findings"]] for name in chosen}
+    return {name: [Finding(**one) for one in ours.measured(name, TINY)["findings"]] for name in chosen}
 
 
 def test_every_group_tells_finite_numbers_under_names_of_their_own(found: dict[str, list[Finding]]) -> None:
@@ -85,7 +96,7 @@ def test_the_ideal_speed_ups_are_those_of_the_blocks_that_ran(found: dict[str, l
 @torch.no_grad()
 def test_samples_that_decide_for_themselves_run_fewer_blocks() -> None:
     subject, variants = ours.batches(TINY)
-    found, row = measure_variants(subject, [replace(one, reads=None) for one in variants])
+    found, row = expected(subject, [replace(one, reads=None) for one in variants])
     ran = {name.rpartition(" ")[2]: sum(blocks) for name, blocks in row["blocks"].items()}
     assert ran["sample"] < ran["any"]
     assert [one.details["ideal_by_blocks"] for one in found] == [ran["any"] / ran["mean"], ran["any"] / ran["sample"]]
@@ -95,8 +106,8 @@ def test_samples_that_decide_for_themselves_run_fewer_blocks() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "kept"), [("memory", 7), ("predictors", 7)])
 def test_live_state_and_reads_are_as_expected_of_each_setting(name: str, kept: int) -> None:
-    subject, variants = ours.TABLES[name](replace(TINY, steps=12))
-    found, _ = measure_variants(subject, [replace(one, time=None, against=None) for one in variants])
+    subject, variants = ours.GROUPS[name](replace(TINY, steps=12))
+    found, _ = expected(subject, [replace(one, time=None, against=None) for one in variants])
     held = [one for one in found if one.unit == "features"]
     assert len(held) >= kept
     assert [one.name for one in found if not one.reached] == []
@@ -110,7 +121,7 @@ def test_live_state_and_reads_are_as_expected_of_each_setting(name: str, kept: i
 def test_a_policy_computes_all_and_then_half_of_the_steps() -> None:
     subject, variants = ours.policies(TINY)
     some = [replace(one, reads=None) for one in variants if one.time is not None]
-    _, row = measure_variants(subject, some)
+    _, row = expected(subject, some)
     for name, blocks in row["blocks"].items():
         skipped = sum(ran < max(blocks) for ran in blocks)
         assert skipped in ((2, 3) if "half" in name else (0,)), name
@@ -127,7 +138,7 @@ def test_a_policy_computes_all_and_then_half_of_the_steps() -> None:
     ],
 )
 def test_a_measured_step_reads_once_and_a_planned_one_never(options: dict[str, Any], reads: int) -> None:
-    ((finding,), _) = measure_variants(Subject.of(TINY), [Variant("x", options, reads="≤ 1")])
+    ((finding,), _) = expected(Subject.of(TINY), [Variant("x", options, reads="≤ 1")])
     assert (finding.details["in_the_run"], finding.reached) == (reads, True)
 
 
@@ -142,11 +153,6 @@ def test_a_speed_up_is_told_as_a_share_of_what_must_still_run() -> None:
     assert skipped.value == pytest.approx(0.6 / 0.5)
     (overhead,) = of_time({**row, "blocks": {"cached": [3] * 6}}, "cached", target="≤ 0.5")
     assert (overhead.name, overhead.reached) == (f"{OVERHEAD}, cached", False)
-
-
-def test_python_is_told_by_step_and_by_block() -> None:
-    rows = {n: {"bare": [[1.0]], "x": [[1.0 + 0.5 + 0.25 * n]]} for n in (12, 112)}
-    assert ours.python_seconds(rows, "x") == pytest.approx((0.5, 0.25))
 
 
 # -- beside peers
@@ -212,16 +218,14 @@ def test_live_state_is_compared_with_peers_of_the_same_algorithm_alone() -> None
 
 
 def test_reads_of_the_model_itself_are_not_the_cache_s() -> None:
-    nothing = {"timestep_reads": [0, 0], "own_reads": [0, 0], "first_request": {}}
+    nothing = {"first_request": 0}
     bare = row("reads", NOTHING, NOBODY, model_reads=[1, 1], **nothing)
     some = told(bare, row("reads", MEASURED, OURS, model_reads=[1, 3], **nothing))
     assert {key: (one.value, one.reached) for key, one in some.items()} == {("host reads in a step", OURS): (2, False)}
 
 
-def test_what_fails_under_the_compiler_is_a_finding_and_what_fails_elsewhere_is_none() -> None:
-    counts = {"breaks": 0, "graphs": 1, "graphs_by_request": [1], "recompiles": 0, "difference": None}
-    rows = [row("compile", PLANNED, OURS, error="RuntimeError: no", **counts), row("time", NOTHING, "x", error="ended")]
-    assert [(one.details["who"], one.reached) for one in findings_of(dict(rows))] == [(OURS, False)]
+def test_what_failed_is_no_finding() -> None:
+    assert findings_of(dict([row("time", NOTHING, "x", error="ended")])) == []
 
 
 class Elsewhere:
@@ -250,14 +254,14 @@ def test_a_peer_that_fails_leaves_a_row_and_one_that_is_not_there_leaves_none(
     monkeypatch.setattr(beside.measures, "run", lambda **given: {"given": given["measure"]})
     results = Results.open(tmp_path / "overhead.json", "overhead", {})
     some = [case for case in ALL if case.measure == "reads" and case.what == PLANNED]
-    assert beside.measure(results, QUICK, 1, some) == {VERSIONS[1]: "no index"}
+    assert beside.measure_cases(results, some, 1) == {VERSIONS[1]: "no index"}
     kept = {one["who"]: one for one in results.rows.values()}
     assert kept[OURS]["given"] == "reads"
     assert kept[f"cache-dit {VERSIONS[0]}"]["error"] == "it ended"
     assert f"cache-dit {VERSIONS[1]}" not in kept
     monkeypatch.setattr(Elsewhere, "run", lambda self, version, arguments: {"given": "at last"})
     monkeypatch.setattr(beside.measures, "run", lambda **given: pytest.fail("what is there is not measured again"))
-    beside.measure(results, QUICK, 1, some)
+    beside.measure_cases(results, some, 1)
     assert {one["given"] for one in results.rows.values() if one["who"] != OURS} >= {"at last"}
 
 
@@ -269,7 +273,6 @@ def test_the_section_takes_whatever_is_there_and_calls_us_by_our_own_name(tmp_pa
     text, charts = SECTION.text(results)
     assert "Beside peers\n\nA step" not in text
     assert charts == {}
-    counts = {"breaks": 3, "graphs": 1, "graphs_by_request": [1, 0], "recompiles": 0, "error": None, "difference": 0.0}
     results.rows |= {
         "group/core": {"findings": [asdict(Finding("a row", 1.0, "×", group="core"))]},
         **dict(
@@ -278,20 +281,17 @@ def test_the_section_takes_whatever_is_there_and_calls_us_by_our_own_name(tmp_pa
                 row("time", PLANNED, "peer", **times(1.0, [6, 1])),
                 row("time", MEASURED, "peer", error="it ended"),
                 row("state", "reuse, planned", OURS, bytes=1008, feature_bytes=1000),
-                row("compile", PLANNED, "peer", **counts),
             ]
         ),
     }
-    text, charts = SECTION.text(results)
+    text, _ = SECTION.text(results)
     for said in (
         "| cache_dit (this project) 2.0.0.dev0 | 1.0050 × (1.0050 – 1.0050) |",
-        "| peer | 3 | 1 | 0 | 0 |",
         "it ended",
         "| a row | 1.0000 × |",
     ):
         assert said in text
     assert "| ours" not in text
-    assert list(charts) == ["bench_overhead_time", "bench_overhead_state"]
 
 
 # -- the command
@@ -302,12 +302,13 @@ def two_groups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two groups of one finding each; which of them ran."""
     ran: list[str] = []
 
-    def group(name: str) -> Any:
-        return lambda size: (ran.append(name) or [Finding(f"a {name}", 1.0, "×")], {})
+    def measured(name: str, size: Extent) -> dict[str, Any]:
+        ran.append(name)
+        return {"findings": [asdict(Finding(f"a {name}", 1.0, "×", group=name))]}
 
-    monkeypatch.setattr(ours, "GROUPS", groups := {"first": group("first"), "second": group("second")})
-    monkeypatch.setattr(beside, "GROUPS", groups)
-    monkeypatch.setattr(beside, "measure", lambda *_: {"1.2.0": "no index\nat all"})
+    monkeypatch.setattr(ours, "GROUPS", {"first": None, "second": None})
+    monkeypatch.setattr(beside, "measured", measured)
+    monkeypatch.setattr(beside, "measure_cases", lambda *_: {"1.2.0": "no index\nat all"})
     return ran
 
 
@@ -320,14 +321,14 @@ def test_a_run_goes_on_where_another_stood(
     run("--quick", "--out", str(out))
     assert two_groups == ["second", "first"]
     saved = json.loads(out.read_text(encoding="utf-8"))["findings"]
-    assert [(one["group"], one["name"]) for one in saved] == [("first", "a first"), ("second", "a second")]
+    assert {(one["group"], one["name"]) for one in saved} == {("first", "a first"), ("second", "a second")}
     printed = capsys.readouterr().out
     assert "a first" in printed
     assert "cache-dit 1.2.0 was not measured: no index\n" in printed
 
 
 def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no group is called 'cores': it is one of core, memory"):
+    with pytest.raises(UsageError, match="no group is called 'cores'; --list shows all"):
         run("--quick", "--out", str(tmp_path / "overhead.json"), "--only", "cores")
 
 

@@ -10,23 +10,21 @@ from bench.quality.choose import (
     decibels,
     difference,
     entries,
-    evaluation_key,
     fifth_percentile,
     hopeful,
+    key_of,
     mean,
-    method_key,
-    search_key,
 )
 
 
 def rows_of(method, tried, *, owner="ours", results=()):
     """Rows of a method: for each candidate its speed-up and PSNRs."""
-    found = {method_key(method): {"owner": owner, "family": method, "candidates": [one for one, _, _ in tried]}}
+    found = {f"method/{method}": {"owner": owner, "family": method, "candidates": [one for one, _, _ in tried]}}
     for parameters, speedup, psnr in tried:
         row = {"method": method, "parameters": parameters, "speedup": speedup, "psnr": psnr}
-        found[search_key(method, parameters)] = row
+        found[key_of("search", method, parameters)] = row
         if parameters in results:
-            found[evaluation_key(method, parameters)] = row
+            found[key_of("result", method, parameters)] = row
     return found
 
 
@@ -48,8 +46,8 @@ def test_two_hundredths_below_the_budget_reach_it_and_three_do_not():
 
 def test_settings_that_are_candidates_no_more_and_those_that_failed_are_not_chosen():
     rows = rows_of("m", [(CAREFUL, 2.0, [30]), (MIDDLE, 2.0, [40]), (FAST, 2.0, [50])])
-    rows[method_key("m")]["candidates"] = [CAREFUL, FAST]
-    rows[search_key("m", FAST)] = {"failed": "ValueError: no"}
+    rows["method/m"]["candidates"] = [CAREFUL, FAST]
+    rows[key_of("search", "m", FAST)] = {"failed": "ValueError: no"}
 
     assert chosen(rows, "m", 2.0) == CAREFUL
 
@@ -75,7 +73,7 @@ def test_a_method_stands_at_every_budget_that_it_reaches_with_its_result_where_t
 def test_of_a_family_the_best_of_the_search_goes_on_at_each_budget():
     rows = rows_of("one", [(CAREFUL, 2.0, [50]), (FAST, 3.0, [30])])
     rows |= rows_of("two", [(CAREFUL, 2.0, [40]), (FAST, 3.0, [35])])
-    rows[method_key("two")]["family"] = "one"
+    rows["method/two"]["family"] = "one"
     rows |= rows_of("other", [(FAST, 3.0, [10])])
 
     found = best_of_families(entries(rows, (2.0, 3.0)))
@@ -87,7 +85,7 @@ def test_the_best_of_an_owner_is_the_best_of_the_search_not_of_the_result():
     rows = rows_of("lucky", [(FAST, 2.0, [30])], results=[FAST])
     rows |= rows_of("good", [(FAST, 2.0, [40])], results=[FAST])
     rows |= rows_of("theirs", [(FAST, 2.0, [50])], owner="peer", results=[FAST])
-    rows[evaluation_key("lucky", FAST)] = {**rows[evaluation_key("lucky", FAST)], "psnr": [60]}
+    rows[key_of("result", "lucky", FAST)] = {**rows[key_of("result", "lucky", FAST)], "psnr": [60]}
 
     found = best_of(entries(rows, (2.0,)), 2.0, "ours")
 

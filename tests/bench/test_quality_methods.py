@@ -11,7 +11,6 @@ import torch
 from bench.peers.client import Peer, PeerError
 from bench.peers.environment import VERSIONS, Environment, PeerUnavailableError
 from bench.quality.choose import TOLERANCE, setting_text
-from bench.quality.diffusers_caches import taylor_schedules
 from bench.quality.drawing import (
     Context,
     Drawing,
@@ -23,7 +22,7 @@ from bench.quality.drawing import (
     held_out_pictures,
     search_pictures,
 )
-from bench.quality.methods import BUDGETS, CANDIDATES, PEER_PREDICTORS, PREDICTORS, full_steps, methods
+from bench.quality.methods import BUDGETS, CANDIDATES, PREDICTORS, full_steps, methods
 from bench.quality.run import psnr
 
 ALL = methods()
@@ -109,21 +108,8 @@ def test_even_masks_reach_every_budget_with_no_step_to_spare() -> None:
 def test_every_predictor_is_tried_and_the_newer_ones_of_the_peer_that_has_them() -> None:
     used = {(one.version, setting.get("predictor")) for one in ALL.values() for setting in one.settings(28)}
     assert {name for version, name in used if not version} == {None, *PREDICTORS}
-    for version in VERSIONS:
-        assert {name for one, name in used if one == version} == set(PEER_PREDICTORS[version])
-
-
-@pytest.mark.parametrize("steps", [4, 6, 8, 28, 50])
-def test_taylor_schedules_keep_to_their_budgets(steps: int) -> None:
-    schedules = taylor_schedules(BUDGETS, steps)
-    counts = [
-        sum(step < before or (step - before - 1) % interval == 0 for step in range(steps))
-        for before, interval, _ in schedules
-    ]
-    assert len({schedule[:2] for schedule in schedules}) == len(schedules)
-    assert max(counts) <= max(2, steps / (0.98 * 1.5))
-    if steps >= 28:
-        assert {steps / count >= 0.98 * 5.7 for count in counts} == {True, False}
+    for version, count in zip(VERSIONS, (2, 5), strict=True):
+        assert {name for one, name in used if one == version} == set(list(PREDICTORS)[:count])
 
 
 def test_no_caption_of_the_search_is_among_those_of_the_result() -> None:
@@ -172,7 +158,7 @@ class FakePeer:
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
         self.asked.append(arguments)
         np.save(arguments["out"], np.zeros((64, 64, 3), np.float32))
-        return {"seconds": 1.0, "work": 5, "blocks": BLOCKS * 4, "calls": 4}
+        return {"seconds": 1.0, "work": 5, "blocks": BLOCKS * 4}
 
 
 def test_a_setting_is_sent_as_the_peers_own_options(tmp_path: Path) -> None:
@@ -223,7 +209,7 @@ def test_uncached_it_draws_our_picture_and_with_a_mask_it_runs_one_block_in_each
 @pytest.mark.slow
 def test_the_workers_package_is_the_peers_and_an_option_that_it_has_not_is_an_error(version: str) -> None:
     with Peer(Environment(version).python) as peer:
-        assert peer.ask("versions")["cache-dit"] == version
+        assert peer.ask("importlib.metadata:version", distribution_name="cache-dit") == version
         with pytest.raises(PeerError, match="TypeError"):
             size = {"hidden": 64, "double": 1, "single": 2, "image_tokens": 8, "text_tokens": 4, "steps": 2}
-            peer.ask("cost", measure="state", size=size, method="cache_dit", options={"sauce": 1})
+            peer.ask("bench.measures:run", measure="state", size=size, method="cache_dit", options={"sauce": 1})

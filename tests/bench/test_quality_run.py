@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import cache_dit
 from bench.quality import run as quality_run
 from bench.quality import shown
-from bench.quality.choose import evaluation_key, findings, method_key, search_key, timing_key
+from bench.quality.choose import findings, key_of
 from bench.quality.drawing import Method, NotRun, Setup, held_out_pictures, search_pictures
 from bench.quality.methods import methods
 from bench.quality.run import (
@@ -25,7 +24,6 @@ from bench.quality.run import (
     run,
     search_jobs,
     spread_out,
-    time_winners,
 )
 from bench.report.page import Section
 from bench.results import ROOT, Results
@@ -71,7 +69,6 @@ def plan_of(table, folder: Path, *names, **options):
         budgets=(1.5, 2.0),
         search=search_pictures(1),
         held_out=held_out_pictures(2, 1),
-        timed=1,
         **options,
     )
 
@@ -93,18 +90,17 @@ def finished(tmp_path_factory):
     return results, plan
 
 
-def test_a_run_has_a_row_for_each_candidate_each_chosen_setting_and_each_timed_budget(finished):
+def test_a_run_has_a_row_for_each_candidate_and_each_chosen_setting(finished):
     results, plan = finished
 
     for name in plan.methods:
-        candidates = results.rows[method_key(name)]["candidates"]
+        candidates = results.rows[f"method/{name}"]["candidates"]
         assert {key for key in results.rows if key.startswith(f"search/{name}/")} == {
-            search_key(name, one) for one in candidates
+            key_of("search", name, one) for one in candidates
         }
     chosen = {job.key for job in evaluation_jobs(results.rows, plan)}
     assert chosen == {key for key in results.rows if key.startswith("result/")}
     assert chosen
-    assert timing_key(2.0) in results
 
 
 def test_a_result_holds_a_raw_sample_of_each_picture(finished):
@@ -123,7 +119,7 @@ def test_a_run_that_was_ended_draws_only_what_is_missing(finished, tmp_path, mon
     results, plan = finished
     again = results_at(tmp_path)
     again.rows = dict(results.rows)
-    missing = evaluation_key(FEWER.name, {"steps": 2})
+    missing = key_of("result", FEWER.name, {"steps": 2})
     del again.rows[missing]
     drawn = []
     monkeypatch.setattr(Artist, "do", lambda self, job: drawn.append(job.key) or dict(results.rows[job.key]))
@@ -167,9 +163,11 @@ def test_a_method_that_cannot_run_is_told_and_the_others_go_on(table, tmp_path):
 
     run(results, plan_of(table, tmp_path, "absent", "broken", FEWER.name, candidates=2))
 
-    assert results.rows[method_key("absent")]["not run"] == "no such environment"
-    assert results.rows[search_key("broken", {"ok": False})]["failed"] == "RuntimeError: does not fit"
-    assert results.rows[search_key("broken", {"ok": True})]["psnr"] == [None]  # nothing was put on: the same picture
+    assert results.rows["method/absent"]["not run"] == "no such environment"
+    assert results.rows[key_of("search", "broken", {"ok": False})]["failed"] == "RuntimeError: does not fit"
+    assert results.rows[key_of("search", "broken", {"ok": True})]["psnr"] == [
+        None
+    ]  # nothing was put on: the same picture
     assert any(key.startswith("result/fewer steps/") for key in results.rows)
     text, _ = SECTION.text(results)
     assert "- absent: no such environment" in text
@@ -204,23 +202,8 @@ def test_what_failed_or_could_not_run_is_tried_again(table, tmp_path, monkeypatc
         monkeypatch.setattr(Artist, "do", lambda self, job, row=row: {**row})
         describe(results, plan)
         carry_out(results, plan, "search", list(search_jobs(results, plan)))
-    assert [results.rows[search_key("absent", {"a": number})]["psnr"] for number in (1, 2)] == [[50.0], [50.0]]
-    assert "not run" not in results.rows[method_key("absent")]
-
-
-def test_times_of_what_is_no_longer_the_best_are_measured_anew(finished, tmp_path, monkeypatch):
-    results, plan = finished
-    again = results_at(tmp_path)
-    again.rows = dict(results.rows)
-    asked = []
-    monkeypatch.setattr(quality_run, "_timed", lambda running, *_: asked.append([one.method for one in running]) or {})
-    time_winners(again, plan)
-    assert asked == []
-    again.rows[timing_key(2.0)] = {"methods": {"another": {"parameters": {}}}}
-    time_winners(again, replace(plan, methods={MASK.name: MASK}))
-    assert asked == [], "a run without the best of the others cannot time them"
-    time_winners(again, plan)
-    assert asked == [[MASK.name, FEWER.name]]
+    assert [results.rows[key_of("search", "absent", {"a": number})]["psnr"] for number in (1, 2)] == [[50.0], [50.0]]
+    assert "not run" not in results.rows["method/absent"]
 
 
 @pytest.mark.slow
@@ -243,17 +226,18 @@ def test_candidates_that_are_too_many_are_thinned_out_evenly():
 # -- a process that was started for a bench does not outlive it
 
 PROGRAM = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, time
 from pathlib import Path
-from bench.quality.run import end_with_parent
+from bench.quality import run
+from bench.quality.drawing import Setup
 
-def work(closed):
-    end_with_parent(Path(closed).touch)
+def work():
+    run._begin(Setup(2))
     print(os.getpid(), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=work, args=(sys.argv[1],)).start()
+    multiprocessing.get_context("spawn").Process(target=work).start()
     time.sleep(60)
 """
 
@@ -261,13 +245,12 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
-def test_a_process_closes_and_ends_when_its_parent_is_killed(name, tmp_path):
-    program, closed = tmp_path / "program.py", tmp_path / "closed"
+def test_a_process_ends_when_its_parent_is_killed(name, tmp_path):
+    program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with subprocess.Popen([sys.executable, program, closed], stdout=subprocess.PIPE, env=environment) as parent:
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         assert int(parent.stdout.readline())
         parent.send_signal(getattr(signal, name))
         parent.stdout.read()  # ends when the last process that could write there has ended
-    assert closed.exists()

@@ -33,23 +33,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Peer
     return Peer(sys.executable, timeout=20)
 
 
-def test_it_tells_its_versions(peer: Peer) -> None:
-    told = peer.ask("versions")
-    assert told["python"] == sys.version.partition(" ")[0]
-    assert told["torch"] == torch.__version__
-
-
-def test_an_unknown_request_is_an_error_that_names_the_known_ones(peer: Peer) -> None:
-    with pytest.raises(PeerError, match="unknown request 'dance': it is one of versions, load, draw, cost"):
-        peer.ask("dance")
-
-
 def test_what_is_raised_there_is_told_here_and_the_worker_goes_on(peer: Peer) -> None:
     with pytest.raises(
-        PeerError, match=r"(?s)asked to versions, the peer raised TypeError: .*unexpected.*\nworker.py:"
+        PeerError, match=r"(?s)asked to platform:node, the peer raised TypeError: .*unexpected.*\nworker.py:"
     ):
-        peer.ask("versions", sauce="hot")
-    assert peer.ask("versions")
+        peer.ask("platform:node", sauce="hot")
+    assert peer.ask("platform:python_version") == sys.version.partition(" ")[0]
 
 
 def beside(monkeypatch: pytest.MonkeyPatch, folder: Path, measures: str) -> Peer:
@@ -67,23 +56,19 @@ def test_it_tells_where_something_was_raised_and_quotes_no_line(
     measures = "import warnings\ndef run(end):\n    warnings.warn('mind')  # secret\n    return 1 / end  # secret\n"
     with beside(monkeypatch, tmp_path, measures) as worker:
         with pytest.raises(PeerError) as raised:
-            worker.ask("cost", end=0)
-        assert str(raised.value).endswith("bench/measures.py:4 in run")
+            worker.ask("bench.measures:run", end=0)
+        assert str(raised.value).endswith("measures.py:4 in run")
         worker._process.kill()
         with pytest.raises(PeerError, match=r"(?s)it said:\nUserWarning: mind") as died:
-            worker.ask("cost", end=1)
+            worker.ask("bench.measures:run", end=1)
     assert "secret" not in f"{raised.value}{died.value}"
-
-
-def test_nothing_is_drawn_before_a_pipeline_is_loaded(peer: Peer, tmp_path: Path) -> None:
-    with pytest.raises(PeerError, match="ask to load one first"):
-        peer.ask("draw", out=str(tmp_path / "pixels.npy"), caption=CAPTION, seed=0, steps=STEPS)
 
 
 def test_its_uncached_picture_is_ours_bit_for_bit_and_so_is_its_work(peer: Peer, tmp_path: Path) -> None:
     out = tmp_path / "pixels.npy"
-    assert peer.ask("load", folder=str(MODEL_FOLDER)) == {"blocks": 12}
-    told = peer.ask("draw", out=str(out), caption=CAPTION, seed=SEED, steps=STEPS)
+    assert peer.ask("bench.pictures:load", folder=str(MODEL_FOLDER)) == 12
+    asked = {"caption": CAPTION, "seed": SEED, "steps": STEPS, "counted": True, "clock": "processor"}
+    told = peer.ask("bench.pictures:draw", out=str(out), **asked)
     pipe = load_pipeline(progress=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -94,7 +79,7 @@ def test_its_uncached_picture_is_ours_bit_for_bit_and_so_is_its_work(peer: Peer,
     finally:
         torch.set_num_threads(threads)
     assert np.array_equal(np.load(out), output.images[0])
-    assert (told["work"], told["blocks"], told["calls"]) == (meter.work, 12 * 2 * STEPS, 2 * STEPS)
+    assert (told["work"], told["blocks"]) == (meter.work, 12 * 2 * STEPS)
     assert told["seconds"] > 0
 
 
@@ -102,9 +87,9 @@ def test_no_answer_in_time_is_an_error_and_ends_the_worker(monkeypatch: pytest.M
     script = "import sys, time\nprint('thinking', file=sys.stderr, flush=True)\ntime.sleep(60)"
     with scripted(monkeypatch, tmp_path, script) as worker:
         with pytest.raises(PeerError, match=r"(?s)did not answer within 0\.5 s; it said:\nthinking"):
-            worker.ask("versions", timeout=0.5)
+            worker.ask("platform:node", timeout=0.5)
         with pytest.raises(PeerError, match="has ended"):
-            worker.ask("versions")
+            worker.ask("platform:node")
 
 
 def test_a_worker_that_dies_is_an_error_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,13 +97,13 @@ def test_a_worker_that_dies_is_an_error_with_its_last_words(monkeypatch: pytest.
         scripted(monkeypatch, tmp_path, "import sys\nsys.exit('out of luck')") as worker,
         pytest.raises(PeerError, match=r"(?s)has ended \(1\); it said:\nout of luck"),
     ):
-        worker.ask("versions")
+        worker.ask("platform:node")
 
 
 def test_what_libraries_print_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measures = "import os\ndef run(n):\n    print('chatter')\n    os.write(1, b'more\\n')\n    return n + 1\n"
     with beside(monkeypatch, tmp_path, measures) as worker:
-        assert [worker.ask("cost", n=1), worker.ask("cost", n=2)] == [2, 3]
+        assert [worker.ask("bench.measures:run", n=1), worker.ask("bench.measures:run", n=2)] == [2, 3]
 
 
 def test_a_worker_ends_when_the_one_who_asks_is_gone() -> None:
