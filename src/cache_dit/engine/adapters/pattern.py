@@ -143,18 +143,6 @@ class BlockIO:
         at = self.encoder_at
         return hidden, kwargs[self.encoder] if self.encoder in kwargs else args[at] if at < given else None
 
-    def passed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], form: Form) -> Any:
-        """What a block returns that adds nothing: what it was given, in a result of ``form``."""
-        given, name, at = len(args), self.hidden, self.hidden_at  # as ``read`` and ``build``, in one call
-        hidden = kwargs[name] if name in kwargs else args[at] if at < given else None
-        items, has_encoder, extra = form
-        if items != 2 or hidden is None:
-            return self.build(*self.read(args, kwargs), form)
-        name, at, second = self.encoder, self.encoder_at, extra
-        if has_encoder:
-            second = kwargs[name] if name in kwargs else args[at] if at < given else None
-        return (hidden, second) if self.hidden_first else (second, hidden)
-
     def split(self, output: Any) -> tuple[Any, Any, Form]:
         """(H, E, form) of a block's result. E may be an object, such as a key-value store: it is passed on as it is.
 

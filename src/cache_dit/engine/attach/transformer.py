@@ -7,7 +7,6 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,12 +22,10 @@ from cache_dit.engine.forward.conditioning import ConditioningMonitor
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
 from cache_dit.engine.forward.shards import call_key
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.plans.plan import Plan
-from cache_dit.engine.plans.scope import PlanScope, branch_name
+from cache_dit.engine.plans.scope import branch_name
 from cache_dit.engine.policies.plan import departure
 from cache_dit.engine.sessions.call_reader import CallReader, needs_grad, shallow, sigma_of
-from cache_dit.engine.sessions.model_facts import latent_facts, schedule_facts, scheduler_facts, transformer_facts
-from cache_dit.engine.sessions.opening import cache_class, layout_now, policy_maker
+from cache_dit.engine.sessions.opening import cache_class, layout_now, policy_maker, scope_of
 from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
@@ -167,15 +164,10 @@ class TransformerState:
     def check(self, options: Sequence[ChainOptions], scheduler: Any = None) -> list[ChainOptions]:
         """The options of all chains, once it is clear that they can work here."""
         for one, (chain, _) in zip(options, self.chains, strict=True):
-            checked(one, chain, self.model_class, functools.partial(self.run_scope, scheduler))
+            checked(one, chain, self.model_class, functools.partial(scope_of, self._module(), scheduler))
             if one.observes:
                 observed_module(chain)
         return list(options)
-
-    def run_scope(self, scheduler: Any, plan: Plan) -> PlanScope:
-        """What a plan can know of any run here: the transformer, and the scheduler where there is one."""
-        facts = {} if scheduler is None else scheduler_facts(scheduler)
-        return PlanScope(model_class=self.model_class, **transformer_facts(plan, self._module()), **facts)
 
     def configure(self, options: Sequence[ChainOptions], scheduler: Any = None) -> None:
         """Take other options for the requests to come, and end those that are open.
@@ -251,7 +243,7 @@ class TransformerState:
             if not options[0].plans_as(before[0]):
                 session.guidance_checked = False
             makers = {
-                (name, index): self._maker_of_policies(session, request, one, name)
+                (name, index): policy_maker(one, session, request, name, self._module())
                 for name in {branch, *(key[0] for key in session.caches)}
                 for index, one in enumerate(options)
             }
@@ -273,24 +265,6 @@ class TransformerState:
                 continue
             layout, cache.refused = layout_now(chain, one, last=index == len(self.chains) - 1)
             cache.renew(one, layout, makers[name, index])
-
-    def _maker_of_policies(
-        self, session: Session, request: Request, options: ChainOptions, branch: Hashable, latent: Any = None
-    ) -> Callable[..., Any]:
-        """What makes the policy of a branch of a chain; ``latent`` is the transformer's first input, or None."""
-        scheduler = request.scheduler
-
-        def run(plan: Plan) -> PlanScope:
-            steps = request.steps(options.cache.num_inference_steps)
-            facts: dict[str, Any] = {"num_inference_steps": steps, **latent_facts(latent)}
-            if scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
-                facts |= schedule_facts(plan, scheduler, steps)
-            weighs = plan.scope.weights is not None
-            known: PlanScope = session.known.get(weighs) or self.run_scope(scheduler, plan)
-            session.known[weighs] = known
-            return replace(known, **facts)
-
-        return policy_maker(options, session, branch, model_class=self.model_class, scheduler=scheduler, run=run)
 
     def explain(self, session: Session) -> None:
         """One line of log that says why, when a request had the cache on and nothing was skipped."""
@@ -333,7 +307,7 @@ class TransformerState:
                 for index in range(len(self.chains)):
                     self.start(forward, index, 0)
                 for value in (*args, *kwargs.values()):
-                    if type(value) is list or type(value) is dict:
+                    if (type(value) is list or type(value) is dict) and value:
                         args, kwargs = tuple(map(shallow, args)), {name: shallow(one) for name, one in kwargs.items()}
                         break
                 forward.arguments = args, kwargs
@@ -430,7 +404,7 @@ class TransformerState:
         session, (branch, _, index) = forward.session, key
         chain, options = self.chains[index][0], session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
-        make = self._maker_of_policies(session, forward.request, options, branch, forward.latent)
+        make = policy_maker(options, session, forward.request, branch, self._module(), latent=forward.latent)
         before = session.replaced.pop(key, None)
         if before is not None:
             make = functools.partial(make, records=next((known.records for known in before.policies().values()), []))

@@ -15,7 +15,7 @@ import torch
 
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.attach.manager import manager_of
-from cache_dit.engine.forward.chain import ASK, LEAVE, PASS, WATCH, trace_by
+from cache_dit.engine.forward.chain import ASK, FILL, LEAVE, WATCH, trace_by
 from cache_dit.engine.subclass import STATE
 
 
@@ -50,10 +50,19 @@ def cached_block(base: Any, metaclass: Any) -> type:
             if part == WATCH:
                 return forward.front(role, super().__call__, args, kwargs)
             forward.skipped += 1
-            if part == PASS:
-                return role.io.passed(args, kwargs, forward.forms[place])
-            forward.owes = False
-            return role.io.build(forward.out_hidden, forward.out_encoder, forward.forms[place])
+            io, form = role.io, forward.forms[place]
+            if part == FILL:
+                forward.owes = False
+                return io.build(forward.out_hidden, forward.out_encoder, form)
+            hidden = encoder = None
+            if form[0] == 2:  # what ``read`` and ``build`` do with the most usual form, without calling them
+                given, at, then = len(args), io.hidden_at, io.encoder_at
+                hidden = kwargs[io.hidden] if io.hidden in kwargs else args[at] if at < given else None
+                encoder = kwargs[io.encoder] if io.encoder in kwargs else args[then] if then < given else None
+            if hidden is None:
+                return io.build(*io.read(args, kwargs), form)
+            second = encoder if form[1] else form[2]
+            return (hidden, second) if io.hidden_first else (second, hidden)
 
     return CachedBlock
 

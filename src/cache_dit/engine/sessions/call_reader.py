@@ -61,7 +61,8 @@ class CallReader:
             self._given_names = names
             self._conditioning = [name for name in names if name != self._latent and is_condition(name)]
         for name in self._conditioning:
-            if isinstance(given[name], (torch.Tensor, list, tuple, dict)):
+            value = given[name]
+            if isinstance(value, torch.Tensor) or (isinstance(value, (list, tuple, dict)) and value):
                 return conditions_of(given, self._conditioning)
         return {}
 

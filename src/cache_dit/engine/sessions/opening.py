@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.forward.blockwise import BlockwiseCache
@@ -19,6 +22,8 @@ from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.policies.calibration import PolicyCalibration
 from cache_dit.engine.policies.prune import PrunePolicy
 from cache_dit.engine.policies.registry import make_policy
+from cache_dit.engine.sessions.model_facts import latent_facts, schedule_facts, scheduler_facts, transformer_facts
+from cache_dit.engine.sessions.request import Request
 from cache_dit.engine.sessions.session import Session
 
 
@@ -41,39 +46,43 @@ def layout_now(chain: Chain, options: ChainOptions, *, last: bool) -> tuple[Layo
     return layout, refused
 
 
+def scope_of(module: torch.nn.Module | None, scheduler: Any, plan: Plan) -> PlanScope:
+    """What a plan can know of any run of a transformer: the model, and the scheduler where there is one."""
+    facts = {} if scheduler is None else scheduler_facts(scheduler)
+    return PlanScope(model_class=type(module).__name__, **transformer_facts(plan, module), **facts)
+
+
 def policy_maker(
     options: ChainOptions,
     session: Session,
+    request: Request,
     branch: Hashable,
+    module: torch.nn.Module | None,
     *,
-    model_class: str,
-    scheduler: Any,
-    run: Callable[[Plan], PlanScope],
+    latent: Any = None,
 ) -> Callable[..., Any]:
     """What makes the policy of a branch of a chain.
 
     Args:
         options: the chain's.
-        session: the request's.
+        session, request: the request's.
         branch: the branch.
-        model_class: the transformer's class name.
-        scheduler: the request's scheduler, where it is known.
-        run: what the request is like; asked for where there is a plan.
+        module: the transformer.
+        latent: its first input, where it is known.
 
     Raises:
         ConfigError: if a calibration or a plan was made with something else.
     """
-    cache, steps = options.cache, session.num_inference_steps
+    cache, steps, scheduler = options.cache, session.num_inference_steps, request.scheduler
     if isinstance(cache, DBPruneConfig):
         return functools.partial(PrunePolicy, cache, num_inference_steps=steps, origin=session.refreshed)
-    if cache.plan is not None:
-        cache.plan.check(run(cache.plan))
-        return functools.partial(make_policy, cache, num_inference_steps=steps, branch=branch, origin=session.refreshed)
     calibration = cache.policy_calibration
-    if calibration is not None:
+    if cache.plan is not None:
+        cache.plan.check(_scope_of_run(cache.plan, options, session, request, module, latent))
+    elif calibration is not None:
         name = None if scheduler is None else type(scheduler).__name__
         calibration = PolicyCalibration.of(calibration)
-        calibration.check(model_class=model_class, num_inference_steps=steps, scheduler=name)
+        calibration.check(model_class=type(module).__name__, num_inference_steps=steps, scheduler=name)
     return functools.partial(
         make_policy,
         cache,
@@ -82,3 +91,23 @@ def policy_maker(
         branch=branch,
         origin=session.refreshed,
     )
+
+
+def _scope_of_run(
+    plan: Plan,
+    options: ChainOptions,
+    session: Session,
+    request: Request,
+    module: torch.nn.Module | None,
+    latent: Any,
+) -> PlanScope:
+    """What a plan can know of this run."""
+    steps = request.steps(options.cache.num_inference_steps)
+    facts: dict[str, Any] = {"num_inference_steps": steps, **latent_facts(latent)}
+    if request.scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
+        facts |= schedule_facts(plan, request.scheduler, steps)
+    weighs = plan.scope.weights is not None
+    if weighs not in session.known:
+        session.known[weighs] = scope_of(module, request.scheduler, plan)
+    known: PlanScope = session.known[weighs]
+    return replace(known, **facts)

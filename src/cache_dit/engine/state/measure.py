@@ -92,7 +92,7 @@ def read_relative_l1(
     if important > 0 and now.dim() > 1:
         parts, given = list(_sums(before, now, samples, important)), None
     else:
-        changed = (before - now).abs()
+        changed = (before - now).abs_()
         parts = [changed.mean(), now.abs().mean()] if samples is None else _row_means(samples, changed, now.abs())
         given = sizes if sizes is not None and len(sizes) == (samples or 1) else None
         if given is None:
