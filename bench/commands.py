@@ -37,25 +37,25 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "cache-dit bench
 # -- what every bench takes
 
 
-def _declare(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -> None:
-    """Options by name: the help of a flag, or a pair of a help and what ``add_argument`` takes."""
+def _declare(parser: argparse.ArgumentParser, command: str) -> None:
+    """The options of ``commands.yaml`` by name: the help of a flag, or what ``add_argument`` takes."""
+    import yaml
+
+    options = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))[command]
     for name, told in options.items():
-        text, given = (told, {"action": "store_true"}) if isinstance(told, str) else told
-        shown = f"{text} (default %(default)s)" if given.get("default") else text
-        parser.add_argument(f"--{name}", help=shown, **given)
+        given = {"help": told, "action": "store_true"} if isinstance(told, str) else dict(told)
+        if "whole" in given:
+            given = {"type": whole_number(*given.pop("whole")), "metavar": "N", **given}
+        if given.get("default"):
+            given["help"] += " (default %(default)s)"
+        parser.add_argument(f"--{name}", **given)
 
 
 def add_common(parser: argparse.ArgumentParser, *, out: Path) -> None:
     """Declare what every bench takes; a quick run saves under the name of the committed file in ``build/bench``."""
     where = f"results file (default {short(out)}, --quick: {short(BUILT / out.name)})"
-    common = {
-        "quick": "little of everything: shows that it works, says nothing",
-        "out": (where, {"type": Path, "metavar": "FILE"}),
-        "fresh": "throw away what a run before left in the results file",
-        "threads": ("processor threads", {"type": whole_number(1, 1024), "default": 1}),
-        "clock": ("what time is", {"choices": ("wall", "processor"), "default": "processor"}),
-    }
-    _declare(parser, common)
+    parser.add_argument("--out", type=Path, metavar="FILE", help=where)
+    _declare(parser, "common")
     parser.set_defaults(committed_out=out)
 
 
@@ -235,13 +235,9 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fresh", type=Path, metavar="FRESH", help="results file of a run just made")
     what = "what it was before (default: bench/results)"
     parser.add_argument("committed", type=Path, metavar="COMMITTED", nargs="?", help=what)
-    share = {"type": _share, "default": 0.02, "metavar": "SHARE"}
-    options = {
-        "tolerance": ("changes up to this share are not told", share),
-        "strict": "end with status 1 where something got worse",
-        "json": "print everything as data",
-    }
-    _declare(parser, options)
+    small = "changes up to this share are not told (default %(default)s)"
+    parser.add_argument("--tolerance", type=_share, default=0.02, metavar="SHARE", help=small)
+    _declare(parser, "check")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -277,7 +273,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     where = f"where the results files lie (default {short(COMMITTED)})"
     parser.add_argument("folder", type=Path, nargs="?", default=COMMITTED, metavar="FOLDER", help=where)
     parser.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"the page (default {short(out)})")
-    _declare(parser, {"open": "open the page in the browser when it is ready"})
+    _declare(parser, "report")
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -299,52 +295,22 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(name: str, text: str, run: Any, options: Mapping[str, Any]) -> Command:
+def _bench(name: str, text: str, run: Any) -> Command:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_common(parser, out=COMMITTED / f"{name}.json")
-        _declare(parser, options)
+        _declare(parser, name)
 
     return Command(name, text, add_arguments, run)
 
 
-def _number(text: str, most: int | None = None, **more: Any) -> tuple[str, dict[str, Any]]:
-    return text, {"type": whole_number(1, most) if most else whole_number(1), "metavar": "N", **more}
-
-
-_LIST = "print the names and do nothing"
-_COST = "what the cache costs: time, live state and host reads, beside all peers"
-_GPU = "cost and gain on a CUDA GPU: full-sized transformers with random weights"
-_QUALITY = "how close pictures are to the uncached ones at which speed-up, beside all peers"
-_SCALING = "cost of cached and full steps as tokens, depth, width and batch grow"
-_GPU_OPTIONS = {
-    "device": ("a CUDA device", {"default": "cuda"}),
-    "minutes": _number("no row is begun later", 1440, default=8),
-    "only": ("rows whose name has one of these, e.g. flux or loop", {"nargs": "+", "default": [], "metavar": "PART"}),
-}
-_OVERHEAD_OPTIONS = {
-    "only": ("some groups; --list shows all", {"nargs": "+", "metavar": "GROUP"}),
-    "list": _LIST,
-    "runs": _number("runs of all steps of our own groups"),
-}
-_QUALITY_OPTIONS = {
-    "only": ("some methods; * is anything, e.g. 'even mask*'", {"nargs": "+", "metavar": "METHOD"}),
-    "list": _LIST,
-    "pictures": _number("held-out pictures (default 64)"),
-    "seeds": _number("noises of each caption, among them (default 1)"),
-    "search-captions": _number("of the search (default 6)", 8),
-    "candidates": _number("of a method, at most (default 28)"),
-    "processes": _number("that draw at a time", 256, default=1),
-}
-_SCALING_OPTIONS = {
-    "device": ("where the models run", {"choices": ("cpu", "cuda"), "default": "cpu"}),
-    "runs": _number("runs of all steps at each size", 1000, default=8),
-}
 _CHECK = "Compare a fresh run with a committed one: what moved beyond the noise."
+_COST = "what the cache costs: time, live state and host reads, beside all peers"
+_QUALITY = "how close pictures are to the uncached ones at which speed-up, beside all peers"
 COMMANDS: tuple[Command, ...] = (
     Command("check", _CHECK, _check_arguments, _check),
-    _bench("gpu", _GPU, _gpu, _GPU_OPTIONS),
-    _bench("overhead", _COST, _overhead, _OVERHEAD_OPTIONS),
-    _bench("quality", _QUALITY, _quality, _QUALITY_OPTIONS),
+    _bench("gpu", "cost and gain on a CUDA GPU: full-sized transformers with random weights", _gpu),
+    _bench("overhead", _COST, _overhead),
+    _bench("quality", _QUALITY, _quality),
     Command("report", "Make one page of all results of a folder.", _report_arguments, _report),
-    _bench("scaling", _SCALING, _scaling, _SCALING_OPTIONS),
+    _bench("scaling", "cost of cached and full steps as tokens, depth, width and batch grow", _scaling),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,7 @@ Values = np.ndarray[Any, np.dtype[np.float64]]
 Statistic = Callable[[Values], Values]
 
 _DIGITS = {"×": 4, "features": 2, "µs": 1, "ms": 2, "dB": 2, "GiB": 2, "s": 2}
-_MEETS: dict[str, Callable[[float, float], bool]] = {
-    "≤": lambda value, bound: value <= bound,
-    "≥": lambda value, bound: value >= bound,
-    ">": lambda value, bound: value > bound,
-    "<": lambda value, bound: value < bound,
-}
+_MEETS = {"≤": operator.le, "≥": operator.ge, ">": operator.gt, "<": operator.lt}
 
 
 @dataclass

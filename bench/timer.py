@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -88,3 +90,27 @@ def interleaved(
             for name, row in marks.items():
                 times[name].append([clock.seconds(*pair) for pair in row])
     return times
+
+
+# -- around what is measured
+
+
+def watched(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A progress bar, where the output is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    hidden = not Console().is_terminal
+    return lambda numbers: track(numbers, what, transient=True, refresh_per_second=1, disable=hidden)
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings inside, e.g. that nothing was skipped, where that is the point."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

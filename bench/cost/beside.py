@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from bench import measures
 from bench.cost.ours import GROUPS, Extent, measured
-from bench.cost.steps import (
-    ALWAYS,
-    EFFICIENCY,
-    EQUAL,
-    NEVER,
-    OVERHEAD,
-    READS,
-    SKIPPED,
-    STATE,
-    half_mask,
-    of_reads,
-    of_state,
-    of_time,
-    quiet,
-    static,
-    threshold,
-    watched,
-)
+from bench.cost.settings import options_by_name
+from bench.cost.steps import EFFICIENCY, EQUAL, OVERHEAD, READS, SKIPPED, STATE, of_reads, of_state, of_time
 from bench.findings import Finding
 from bench.models import Size
-from bench.peers.client import PeerError, Workers
-from bench.peers.environment import VERSIONS, PeerUnavailableError
+from bench.peers.client import PeerError, PeerUnavailableError, Workers
 from bench.report.parts import Part, by_group, findings_table, pivot
 from bench.results import Results
 from bench.results import findings_of as groups_findings
+from bench.timer import quiet, watched
 
 Row = Mapping[str, Any]
 Options = dict[str, Any]
@@ -41,7 +28,8 @@ Options = dict[str, Any]
 OURS, OURS_WITHOUT_FRONT, NOBODY = "ours", "ours, Fn=0", "no cache"
 #: The algorithms that are asked for, and what fills a skipped step.
 NOTHING, PLANNED, MEASURED = "nothing cached", "every other step, planned", "skips by measurement"
-ORDERS = {"reuse": None, "Taylor 1": 1, "Taylor 2": 2}
+ORDERS = ("reuse", "Taylor 1", "Taylor 2")
+CONTENDERS = yaml.safe_load(Path(__file__).with_name("contenders.yaml").read_text(encoding="utf-8"))
 
 PEERS = "peers"
 #: The models that peers are timed on, and how often.
@@ -74,36 +62,13 @@ class Contender:
 
 
 def contenders(steps: int) -> list[Contender]:
-    """Everyone, ours first, for runs of so many steps; ours and the packages of our name are asked for the same."""
-    half = half_mask(steps)
-    planned, measured = static(half, 1), threshold(ALWAYS, max_continuous_cached_steps=1)
-    alike = {NOTHING: threshold(NEVER), PLANNED: planned, MEASURED: measured}
-    for name, order in ORDERS.items():
-        alike |= {f"{name}, planned": {**planned, "taylor": order}, f"{name}, measured": {**measured, "taylor": order}}
-    first_block = {"threshold": 1e9}  # it has no limit: all steps after the first are skipped
-    mag = {"mag_ratios": [1.0] * steps, "retention_ratio": 0.0, "max_skip_steps": 1, "threshold": 1.0}
-    taylor = {"disable_cache_before_step": 1, "cache_interval": 2}
-    attention, lite = (
-        {f"Taylor {order}, planned": {**taylor, "max_order": order, "use_lite_mode": one} for order in (1, 2)}
-        for one in (False, True)
-    )
-    first = {NOTHING: {"threshold": -1.0}, MEASURED: first_block, "reuse, measured": first_block}
-    mags = {NOTHING: {**mag, "threshold": -1.0}, PLANNED: mag, "reuse, planned": mag}
-    never, seer = {"disable_cache_before_step": 10**6}, "TaylorSeerCacheConfig"
-    return [
-        Contender(OURS, "cache_dit", alike),
-        Contender(OURS_WITHOUT_FRONT, "cache_dit", {PLANNED: static(half)}),
-        *(Contender(f"cache-dit {version}", "cache_dit", alike, version) for version in VERSIONS),
-        Contender("diffusers FirstBlockCache", "FirstBlockCacheConfig", first),
-        Contender("diffusers MagCache", "MagCacheConfig", mags),
-        Contender("diffusers TaylorSeer, attention", seer, {NOTHING: never, **attention}, apart=frozenset(attention)),
-        Contender(
-            "diffusers TaylorSeer, lite",
-            seer,
-            {PLANNED: lite["Taylor 1, planned"], **lite},
-            apart=frozenset(lite),
-        ),
-    ]
+    """Everyone, ours first, for runs of so many steps."""
+    named, made = options_by_name(steps), []
+    for row in CONTENDERS:
+        options = {what: dict(given) for what, given in row["options"].items()}
+        options = {what: named[given.pop("use", "")] | given for what, given in options.items()}
+        made.append(Contender(**{**row, "options": options, "apart": frozenset(row.get("apart", ()))}))
+    return made
 
 
 @dataclass(frozen=True)

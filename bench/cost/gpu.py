@@ -6,32 +6,24 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch._dynamo.utils import counters
 
 from bench.cost.beside import contenders
-from bench.cost.steps import (
-    ALWAYS,
-    NEVER,
-    Variant,
-    cached_steps,
-    expected,
-    half_mask,
-    quiet,
-    seconds_of,
-    static,
-    threshold,
-)
+from bench.cost.settings import NEVER, Variant, options_by_name, static, threshold, variants_of
+from bench.cost.steps import cached_steps, expected, seconds_of
 from bench.findings import Finding, found, measured, milliseconds, ratio, ratio_of_medians
 from bench.measures import Subject, by_name
 from bench.models import SPECS, Made, Spec, blocks_of, make, named, twin, with_blocks
 from bench.report.parts import Part, by_group
 from bench.results import Results, failure, findings_of, row_of
-from bench.timer import HostClock, clock_for, interleaved
+from bench.timer import HostClock, clock_for, interleaved, quiet
 from cache_dit import steps_mask
 from cache_dit.errors import CacheDitError
 
@@ -39,6 +31,7 @@ Row = dict[str, Any]
 
 #: The goals: a step where nothing is cached, and a loop's speed-up against the ideal at about GOAL ×.
 OVERHEAD, EFFICIENCY, GOAL = "≤ 1.005", "≥ 0.95", 3.9
+OURS = yaml.safe_load(Path(__file__).with_name("gpu.yaml").read_text(encoding="utf-8"))
 MASKS = ("slow", "medium", "fast", "ultra")
 #: What may go wrong with one row without the others being touched: memory, the compiler, and diffusers with either.
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError, OSError)
@@ -121,23 +114,14 @@ def opened(device: str, size: Amount) -> Stage:
 
 def variants(steps: int) -> list[Variant]:
     """Ours for one branch, as a model that is distilled from guidance runs, and diffusers' caches."""
-    alone, half = {"enable_separate_cfg": False}, {"taylor": 1, **static(half_mask(steps))}
-    ours = [
-        Variant("planned", static([1] * steps + [0]), OVERHEAD, "≤ 0"),
-        Variant("measured", threshold(NEVER), OVERHEAD, "≤ 1"),
-        Variant("static", static([1] + [0] * (steps - 1)), "", "≤ 0", ""),
-        Variant("dynamic", threshold(ALWAYS), "", "≤ 1", ""),
-        Variant("half", half, ""),
-        Variant("half, snapshots in the host's memory", {**half, "cache_device": "cpu"}, ""),
-    ]
+    ours = variants_of(OURS, options_by_name(steps), overhead=OVERHEAD)
     theirs = [
         Variant(f"{one.name}, {what}", options, "", method=one.method)
         for one in contenders(steps)
         for what, options in one.options.items()
         if one.method != "cache_dit" and "," in what and ("reuse" in what or what in one.apart)
     ]
-    told = [replace(one, options={**alone, **(one.options or {})}) for one in ours]
-    return [Variant("control", None), *told, *theirs]
+    return [Variant("control", None), *ours, *theirs]
 
 
 def steps_row(stage: Stage, spec: Spec) -> Row:

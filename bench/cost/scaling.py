@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from bench.cost.steps import ALWAYS, NEVER, Variant, expected, line_of, quiet, static, threshold
+from bench.cost.settings import options_by_name, variants_of
+from bench.cost.steps import expected, line_of
 from bench.measures import Subject
 from bench.models import Size, drifting, make_transformer
 from bench.report.parts import Part, Table
 from bench.results import Results, row_of
-from bench.timer import HostClock
+from bench.timer import HostClock, quiet
 
 Row = dict[str, Any]
 
@@ -33,31 +36,13 @@ class Axis:
 
     unit: str
     field: str
-    values: tuple[int, ...]
-    quick: tuple[int, ...]
+    values: Sequence[int]
+    quick: Sequence[int]
 
 
-AXES = {
-    "tokens": Axis("tokens", "image_tokens", (64, 144, 256, 576, 1024), (16, 32, 64)),
-    "depth": Axis("blocks", "double", (1, 2, 4, 8), (1, 2)),
-    "width": Axis("channels", "hidden", (64, 128, 256, 512, 768), (64, 128, 192)),
-    "batch": Axis("samples", "", (1, 2, 4, 8), (1, 2)),
-}
-#: Those that end in "full" never skip, the others from the second step on.
-VARIANTS = (
-    Variant("full", threshold(NEVER), ""),
-    Variant("static", static([1] + [0] * (LONG - 1)), ""),
-    Variant("dynamic", threshold(ALWAYS), "", against=("FirstBlockCache", "")),
-    Variant("FirstBlockCache full", {"threshold": NEVER}, "", method="FirstBlockCacheConfig"),
-    Variant("FirstBlockCache", {"threshold": 1e9}, "", method="FirstBlockCacheConfig"),
-)
-#: Models as the page calls them.
-_SHOWN = {
-    "bare": "full step",
-    "static": "cached, static Fn=0",
-    "dynamic": "cached, dynamic Fn=1",
-    "FirstBlockCache": "FirstBlockCache",
-}
+TABLE = yaml.safe_load(Path(__file__).with_name("scaling.yaml").read_text(encoding="utf-8"))
+AXES = {name: Axis(**told) for name, told in TABLE["axes"].items()}
+VARIANTS, SHOWN = variants_of(TABLE["settings"], options_by_name(LONG)), TABLE["shown"]
 
 
 @dataclass(frozen=True)
@@ -130,10 +115,10 @@ def parts(results: Results) -> dict[str, Part]:
         lines = []
         own = (row for row in results.rows.values() if row.get("axis") == axis)
         for row in sorted(own, key=lambda row: row["value"]):
-            shown = (f"{step_ms(row, name):.3g}" if skips(row) or name != "dynamic" else "–" for name in _SHOWN)
+            shown = (f"{step_ms(row, name):.3g}" if skips(row) or name != "dynamic" else "–" for name in SHOWN)
             lines.append((str(row["value"]), *shown))
         if lines:
-            axes.append(f"### {axis.capitalize()}\n\n{Table((told.unit, *_SHOWN.values()), lines).markdown()}")
+            axes.append(f"### {axis.capitalize()}\n\n{Table((told.unit, *TABLE['shown'].values()), lines).markdown()}")
     older = {one.name: one.value for one in results.findings if one.group == "Python"}
     names = {"step": "Python in a computed step", "block": "Python in a block of a computed step"}
     values = {place: f"{older[name]:.3g}" if name in older else "" for place, name in names.items()}

@@ -1,68 +1,26 @@
-"""Settings and what is expected of them, and what follows from measured steps: of any model, device and contender."""
+"""What is expected of settings, and what follows from measured steps: of any model, device and contender."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from bench.cost.settings import Variant
 from bench.findings import Finding, flat, found, measured, median, milliseconds, pairs_of, ratio
-from bench.measures import PutOn, Subject, by_name, reads_of, state_of, time_of
-from bench.timer import Times
+from bench.measures import Subject, reads_of, state_of, time_of
+from bench.timer import Times, watched
 
 Row = Mapping[str, Any]
 OVERHEAD, EFFICIENCY, SKIPPED = "wrapped ÷ bare", "speed-up ÷ ideal", "skipped step ÷ what it must do"
 READS, STATE = "host reads in a step", "live state"
-#: A threshold that every diff is below, and yet is measured; and one that none is.
-ALWAYS, NEVER = 0.99, 1e-9
 #: How much more may be alive and count as equal.
 EQUAL = 1.01
 #: After so many steps of a plan, of which every other one is computed, each predictor has all its snapshots.
 FULL = 12
-
-
-# -- settings
-
-
-def static(mask: list[int], front: int = 0) -> dict[str, Any]:
-    """The options of a plan that is made in advance."""
-    return {"Fn_compute_blocks": front, "steps_computation_mask": mask, "steps_computation_policy": "static"}
-
-
-def threshold(value: float, front: int = 1, **more: Any) -> dict[str, Any]:
-    """The options of a decision by a threshold."""
-    return {"Fn_compute_blocks": front, "residual_diff_threshold": value, **more}
-
-
-def half_mask(steps: int) -> list[int]:
-    """Every other step, from the first on."""
-    return [1 - step % 2 for step in range(steps)]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A setting, as `bench.measures.by_name` takes it, and targets; None: that is not measured, "": without a target.
-
-    No options: another instance of the bare model. ``against``: another variant, whose steps of the same kind this
-    one's are held against, with the target; ``faster``: one whose whole runs are.
-    """
-
-    name: str
-    options: dict[str, Any] | None
-    time: str | None = None
-    reads: str | None = None
-    state: str | None = None
-    against: tuple[str, str] | None = None
-    faster: str | None = None
-    method: str = "cache_dit"
-
-    def put_on(self) -> PutOn:
-        return by_name(self.method, self.options or {})
 
 
 def expected(subject: Subject, variants: Sequence[Variant]) -> tuple[list[Finding], Row]:
@@ -93,27 +51,6 @@ def expected(subject: Subject, variants: Sequence[Variant]) -> tuple[list[Findin
         if one.state is not None:
             findings.append(of_state(state_of(subject, one.put_on()), f", {one.name}", one.state))
     return findings, row
-
-
-def watched(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """A progress bar, where the output is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    hidden = not Console().is_terminal
-    return lambda numbers: track(numbers, what, transient=True, refresh_per_second=1, disable=hidden)
-
-
-@contextlib.contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Without a logger's warnings inside, e.g. that nothing was skipped, where that is the point."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 # -- what follows

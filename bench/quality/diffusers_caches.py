@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from diffusers import hooks
 
-from bench.cost.steps import quiet
 from bench.quality.drawing import Context, Parameters
+from bench.timer import quiet
 
 #: What calibrations are made on: a caption of the documentation, which neither search nor result uses.
 CALIBRATION_CAPTION = "noto emoji of dog face"

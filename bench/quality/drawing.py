@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from bench.peers.client import Peer
-from bench.peers.environment import Environment, PeerUnavailableError
+from bench.peers.client import Environment, Peer, PeerUnavailableError
 from bench.pictures import drawn
 from cache_dit.demo import DemoPipeline, load_pipeline
 from cache_dit.demo.pipeline import MODEL_FOLDER
@@ -24,7 +24,7 @@ from cache_dit.demo.pipeline import MODEL_FOLDER
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 #: One setting of a method: plain JSON data.
 Parameters = dict[str, Any]
-CAPTIONS = Path(__file__).parent.parent / "captions.txt"
+CAPTIONS = Path(__file__).parent.parent / "captions.yaml"
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,9 @@ def elsewhere(method: Method, context: Context, peer: Any, out: Path) -> Drawer:
 
 
 @cache
-def captions() -> dict[str, tuple[str, ...]]:
+def captions() -> dict[str, list[str]]:
     """The captions of each section of the file, `search` and `held out`."""
-    sections: dict[str, list[str]] = {}
-    for line in filter(None, map(str.strip, CAPTIONS.read_text(encoding="utf-8").splitlines())):
-        if line.startswith("["):
-            section = sections.setdefault(line.strip("[]"), [])
-        elif not line.startswith("#"):
-            section.append(line)
-    return {name: tuple(lines) for name, lines in sections.items()}
+    return dict(yaml.safe_load(CAPTIONS.read_text(encoding="utf-8")))
 
 
 def search_pictures(count: int) -> tuple[Picture, ...]:

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import cache_dit
-from bench.cost.steps import static
+from bench.cost.settings import static
 from bench.measures import configured
 from bench.quality import diffusers_caches as theirs
 from bench.quality.drawing import Context, Method, Parameters

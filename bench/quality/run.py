@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.cost.steps import quiet, watched
 from bench.quality.choose import Rows, entries, hopeful, key_of, setting_text
 from bench.quality.drawing import Context, Drawer, Drawing, Method, NotRun, Parameters, Picture, Pixels, Setup
 from bench.quality.methods import methods
 from bench.results import Results, failure
+from bench.timer import quiet, watched
 from cache_dit.errors import CacheDitError
 from cache_dit.metrics import compute_lpips
 from cache_dit.metrics import pixels as metrics

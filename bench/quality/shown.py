@@ -7,23 +7,8 @@ from functools import partial
 from typing import Any
 
 from bench.findings import Finding
-from bench.quality.choose import (
-    CEILING,
-    COMPARED,
-    HOPELESS,
-    OWNERS,
-    TIMED,
-    TOLERANCE,
-    Entry,
-    best_of,
-    best_of_families,
-    described,
-    entries,
-    fifth_percentile,
-    findings,
-    mean,
-    searched,
-)
+from bench.quality import choose
+from bench.quality.choose import Entry, fifth_percentile, mean
 from bench.report.parts import Chart, Line, Marked, Panel, Part, Table
 from bench.results import Results
 from cache_dit.demo.plans import demo_plan, steps_planned
@@ -32,11 +17,12 @@ from cache_dit.demo.plans import demo_plan, steps_planned
 def parts(results: Results) -> dict[str, Part]:
     """What the places of ``pages/quality.md`` hold."""
     settings, rows = results.settings, results.rows
-    told = results.findings or findings(rows, settings)
-    listed = [entry for entry in entries(rows, settings["budgets"]) if entry.result is not None]
+    told = results.findings or choose.findings(rows, settings)
+    listed = [entry for entry in choose.entries(rows, settings["budgets"]) if entry.result is not None]
     with_lpips = [entry for entry in listed if entry.lpips is not None]
     owners = {"ours": results.ours, "peer": "peer", "baseline": "no cache"}
     captions = settings["search_captions"]
+    interleaved = any(key.startswith("timing/") for key in rows)  # as once, beside the uncached pipeline
     lpips = [("LPIPS (AlexNet), mean", lambda one: float(mean(one.lpips)))]
     values = [("PSNR, mean (dB)", lambda one: float(mean(one.psnr)))]
     values += [("PSNR, 5th percentile (dB)", lambda one: float(fifth_percentile(one.psnr)))]
@@ -45,10 +31,10 @@ def parts(results: Results) -> dict[str, Part]:
         "candidates": str(settings["candidates"]),
         "captions": f"{captions} caption{'' if captions == 1 else 's'}",
         "budgets": ", ".join(f"{budget:g}×" for budget in settings["budgets"]),
-        "tolerance": f"{TOLERANCE:g}",
-        "hopeless": f"{HOPELESS:g}",
+        "tolerance": f"{choose.TOLERANCE:g}",
+        "hopeless": f"{choose.HOPELESS:g}",
         "pictures": str(settings["pictures"]),
-        "ceiling": f"{CEILING:g}",
+        "ceiling": f"{choose.CEILING:g}",
         "lpips_missing": rows.get("metrics", {}).get("lpips_missing", ""),
         "plan": _planned(results),
         "compared": _compared(told),
@@ -56,6 +42,8 @@ def parts(results: Results) -> dict[str, Part]:
         "lpips_chart": _chart("lpips", with_lpips, lpips) if with_lpips else None,
         "best": "\n".join(_best(settings["budgets"], listed, owners)),
         "clock": settings["clock"],
+        "interleaved": "yes" if interleaved else "",
+        "apart": "" if interleaved else "yes",
         "timed": _timed(told),
         **_search(results, owners),
         "not_run": _not_run(results),
@@ -76,7 +64,7 @@ def _compared(told: Sequence[Finding]) -> Table:
     """Ours beside the best of the others, a row for each budget and statistic."""
     rows = []
     for one in told:
-        if one.group == COMPARED:
+        if one.group == choose.COMPARED:
             value = f"{one.value:+.{2 if one.unit else 4}f} {one.unit}".strip()
             ahead = Marked("yes" if one.reached else "no", strong=not one.reached)
             rows.append((one.name, value, one.interval_text, one.details["ours"], one.details["other"], ahead))
@@ -87,7 +75,7 @@ def _best(budgets: Sequence[float], listed: Sequence[Entry], owners: dict[str, s
     heads = ("method", "whose", "setting", "speed-up", "PSNR mean", "5th %", "least", "SSIM", "LPIPS")
     for budget in budgets:
         there = sorted((one for one in listed if one.budget == budget), key=lambda one: -mean(one.psnr))
-        best, rows = best_of(listed, budget, "ours"), []
+        best, rows = choose.best_of(listed, budget, "ours"), []
         for one in there:
             name = Marked(one.method) if one is best else one.method
             spread = (mean(one.psnr), fifth_percentile(one.psnr), one.psnr.min())
@@ -110,17 +98,17 @@ def short_setting(parameters: dict[str, Any]) -> str:
 def _timed(told: Sequence[Finding]) -> Table:
     rows = []
     for one in told:
-        if one.group.startswith(TIMED):
-            budget, by_work = one.group.removeprefix(TIMED), f"{one.details['by_work']:.2f}×"
+        if one.group.startswith(choose.TIMED):
+            budget, by_work = one.group.removeprefix(choose.TIMED), f"{one.details['by_work']:.2f}×"
             rows.append((budget, one.name, f"{one.value:.2f}×", one.interval_text, by_work))
     return Table(("budget", "method", "measured", "95 % interval", "by work"), rows, left=2)
 
 
 def _search(results: Results, owners: dict[str, str]) -> dict[str, Part]:
     """How much each method was searched."""
-    rows, totals = [], dict.fromkeys(OWNERS, 0)
-    for method, row in described(results.rows):
-        tried = [one["speedup"] for one in searched(results.rows, method)]
+    rows, totals = [], dict.fromkeys(choose.OWNERS, 0)
+    for method, row in choose.described(results.rows):
+        tried = [one["speedup"] for one in choose.searched(results.rows, method)]
         reach = f"{min(tried):.2f}× – {max(tried):.2f}×" if tried else "–"
         totals[row["owner"]] += len(row["candidates"])
         rows.append((method, owners[row["owner"]], str(len(row["candidates"])), str(len(tried)), reach))
@@ -130,7 +118,7 @@ def _search(results: Results, owners: dict[str, str]) -> dict[str, Part]:
 
 
 def _not_run(results: Results) -> str:
-    lines = [f"- {method}: {row['not run']}" for method, row in described(results.rows) if row.get("not run")]
+    lines = [f"- {method}: {row['not run']}" for method, row in choose.described(results.rows) if row.get("not run")]
     failed: dict[str, list[str]] = {}
     for key, row in results.rows.items():
         if "failed" in row:
@@ -162,9 +150,9 @@ def _curves(listed: Sequence[Entry], value: Callable[[Entry], float]) -> Iterato
         return Line([one.speedup for one in some], [value(one) for one in some], label, style)
 
     budgets = sorted({entry.budget for entry in listed})
-    best = [one for budget in budgets if (one := best_of(listed, budget, "ours"))]
+    best = [one for budget in budgets if (one := choose.best_of(listed, budget, "ours"))]
     families: dict[tuple[str, str], list[Entry]] = {}
-    for one in best_of_families(listed):
+    for one in choose.best_of_families(listed):
         families.setdefault((one.owner, one.family), []).append(one)
     of = lambda owner: sorted(family for whose, family in families if whose == owner)  # noqa: E731
     for number, family in enumerate(of("ours")):

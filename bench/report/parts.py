@@ -106,12 +106,12 @@ def findings_table(findings: Iterable[Finding], title: str = "", *, grouped: boo
     return Table(("what", "value", "95 % interval", "target", ""), rows, title=title)
 
 
-def by_group(findings: Iterable[Finding], after: Mapping[str, str] | None = None) -> str:
-    """Findings as Markdown: a table for each group, under its name; ``after``: what follows the tables."""
+def by_group(findings: Iterable[Finding]) -> str:
+    """Findings as Markdown: a table for each group, under its name."""
     parts = []
     for group, some in groupby(findings, key=lambda one: one.group):
         heading = f"### {literal(group[:1].upper() + group[1:])}\n" if group else ""
-        parts += [heading, findings_table(some).markdown(), (after or {}).get(group, "")]
+        parts += [heading, findings_table(some).markdown()]
     return "\n".join(part for part in parts if part)
 
 

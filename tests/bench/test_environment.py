@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.peers import environment
-from bench.peers.environment import Environment, PeerUnavailableError
+from bench.peers import client
+from bench.peers.client import Environment, PeerUnavailableError
 
 
 class Commands:
@@ -30,8 +30,8 @@ class Commands:
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     made = Commands()
-    monkeypatch.setattr(environment.subprocess, "run", made)
-    monkeypatch.setattr(environment.os, "name", "posix")
+    monkeypatch.setattr(client.subprocess, "run", made)
+    monkeypatch.setattr(client.os, "name", "posix")
     return made
 
 
@@ -43,7 +43,7 @@ def test_torch_comes_first_and_alone_and_all_else_in_our_versions(commands: Comm
     assert [word for word in torch if word.startswith("torch")] == ["torch"] == torch[-1:]
     assert {"cache-dit==1.2.0", f"diffusers=={wanted.pins()['diffusers']}"} <= set(rest)
     assert not any(word.startswith("torch") for word in rest)
-    assert str(environment.CONSTRAINTS) in torch and str(environment.CONSTRAINTS) in rest
+    assert str(client.CONSTRAINTS) in torch and str(client.CONSTRAINTS) in rest
 
 
 def test_what_is_ready_is_not_built_again(commands: Commands, tmp_path: Path) -> None:

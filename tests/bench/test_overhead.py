@@ -14,28 +14,18 @@ from bench.commands import COMMANDS
 from bench.cost import beside, ours
 from bench.cost.beside import MEASURED, NOBODY, NOTHING, OURS, PLANNED, cases, findings_of
 from bench.cost.ours import GROUPS, QUICK, Extent
-from bench.cost.steps import (
-    ALWAYS,
-    EFFICIENCY,
-    NEVER,
-    OVERHEAD,
-    SKIPPED,
-    Variant,
-    expected,
-    half_mask,
-    of_time,
-    static,
-    threshold,
-)
+from bench.cost.settings import ALWAYS, NEVER, Variant, half_mask, static, threshold
+from bench.cost.steps import EFFICIENCY, OVERHEAD, SKIPPED, expected, of_time
 from bench.findings import Finding
 from bench.measures import Subject
-from bench.peers.client import PeerError
-from bench.peers.environment import VERSIONS, PeerUnavailableError
+from bench.peers.client import PeerError, PeerUnavailableError
 from bench.report.page import Section
 from bench.results import Results
 from cache_dit.cli.arguments import UsageError
 from cache_dit.errors import ConfigError
 
+#: The second stands for 1.5.x.
+VERSIONS = ("1.2.0", "1.5.3")
 TINY = replace(QUICK, runs=1)
 ALL = list(cases(Extent(), 1))
 SECTION = Section("overhead", "Costs", beside.parts)
@@ -95,7 +85,7 @@ def test_the_ideal_speed_ups_are_those_of_the_blocks_that_ran(found: dict[str, l
 
 @torch.no_grad()
 def test_samples_that_decide_for_themselves_run_fewer_blocks() -> None:
-    subject, variants = ours.batches(TINY)
+    subject, variants = ours.table("batches", TINY)
     found, row = expected(subject, [replace(one, reads=None) for one in variants])
     ran = {name.rpartition(" ")[2]: sum(blocks) for name, blocks in row["blocks"].items()}
     assert ran["sample"] < ran["any"]
@@ -106,7 +96,7 @@ def test_samples_that_decide_for_themselves_run_fewer_blocks() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "kept"), [("memory", 7), ("predictors", 7)])
 def test_live_state_and_reads_are_as_expected_of_each_setting(name: str, kept: int) -> None:
-    subject, variants = ours.GROUPS[name](replace(TINY, steps=12))
+    subject, variants = ours.table(name, replace(TINY, steps=12))
     found, _ = expected(subject, [replace(one, time=None, against=None) for one in variants])
     held = [one for one in found if one.unit == "features"]
     assert len(held) >= kept
@@ -119,7 +109,7 @@ def test_live_state_and_reads_are_as_expected_of_each_setting(name: str, kept: i
 
 @torch.no_grad()
 def test_a_policy_computes_all_and_then_half_of_the_steps() -> None:
-    subject, variants = ours.policies(TINY)
+    subject, variants = ours.table("policies", TINY)
     some = [replace(one, reads=None) for one in variants if one.time is not None]
     _, row = expected(subject, some)
     for name, blocks in row["blocks"].items():

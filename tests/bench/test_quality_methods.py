@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.peers.client import Peer, PeerError
-from bench.peers.environment import VERSIONS, Environment, PeerUnavailableError
+from bench.peers.client import Environment, Peer, PeerError, PeerUnavailableError
 from bench.quality.choose import TOLERANCE, setting_text
 from bench.quality.drawing import (
     Context,
@@ -26,6 +25,7 @@ from bench.quality.methods import BUDGETS, CANDIDATES, PREDICTORS, full_steps, m
 from bench.quality.run import psnr
 
 ALL = methods()
+VERSIONS = ("1.2.0", "1.5.3")
 HERE = {name: method for name, method in ALL.items() if method.environment == "here"}
 STATIC = [name for name in ALL if name.startswith(("even mask", "bent mask"))]
 STEPS, BLOCKS, BRANCHES = 8, 12, 2  # as few steps as show each of diffusers' caches skipping

@@ -10,8 +10,7 @@ import torch
 
 from bench.counting import WorkMeter
 from bench.peers import client
-from bench.peers.client import Peer, PeerError, Workers
-from bench.peers.environment import PeerUnavailableError
+from bench.peers.client import Peer, PeerError, PeerUnavailableError, Workers
 from cache_dit.demo import load_pipeline
 from cache_dit.demo.pipeline import MODEL_FOLDER
 
