@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from cache_dit.engine.attach import manager
+from cache_dit.lazy import lazy_names
 
 Row = Mapping[str, str]
 
@@ -142,29 +143,11 @@ PATHS: dict[str, Row] = {
 
 
 def provide(module: ModuleType, row: Row) -> None:
-    """Let a module have the names of a row, each imported when it is taken (PEP 562)."""
-    places: dict[str, tuple[str, str]] = {}
-    further: list[str] = []
-    for place, names in row.items():
-        for old, _, new in (name.partition("=") for name in names.split()):
-            if old == "*":
-                further.append(f"cache_dit.{place}")
-            else:
-                places[old] = f"cache_dit.{place}", new or old
-
-    def find(name: str) -> Any:
-        if name in places:
-            place, attribute = places[name]
-            return getattr(importlib.import_module(place), attribute)
-        for place in further:
-            if not name.startswith("_") and hasattr(found := importlib.import_module(place), name):
-                return getattr(found, name)
-        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-
-    def listed() -> list[str]:
-        return sorted({*vars(module), *places}.union(*(dir(importlib.import_module(place)) for place in further)))
-
-    vars(module).update(__getattr__=find, __dir__=listed, __all__=sorted(places))
+    """Let a module have the names of a row, each imported when it is taken."""
+    places = {place: names.split() for place, names in row.items()}
+    find, listed = lazy_names(module.__name__, places, root="cache_dit")
+    own = sorted(name.partition("=")[0] for names in places.values() for name in names if name != "*")
+    vars(module).update(__getattr__=find, __dir__=listed, __all__=own)
 
 
 class _OldPaths:
