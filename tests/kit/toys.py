@@ -61,6 +61,27 @@ class SoloBlock(nn.Module):
         return self.give(hidden, torch.tanh(self.encoder(hidden[:, :TEXT])))
 
 
+class InPlacePair(PairBlock):
+    """Writes what it makes of H, and of E where ``writes_encoder``, into what it was given."""
+
+    writes_encoder = True
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, scale: float = 1.0) -> Any:
+        text = encoder_hidden_states.mean(1, keepdim=True)
+        hidden_states += scale * torch.tanh(self.hidden(hidden_states) + text)
+        if self.writes_encoder:
+            encoder_hidden_states += scale * torch.tanh(self.encoder(encoder_hidden_states))
+        return self.give(hidden_states, encoder_hidden_states)
+
+
+class InPlaceSolo(SoloBlock):
+    """Writes what it makes of H into what it was given."""
+
+    def forward(self, hidden_states: Tensor, scale: float = 1.0) -> Any:
+        hidden_states += scale * torch.tanh(self.hidden(hidden_states))
+        return self.give(hidden_states, torch.tanh(self.encoder(hidden_states[:, :TEXT])))
+
+
 class Form(NamedTuple):
     """A way in which blocks return what they made: how one builds it, and how the model's loop reads it.
 

@@ -40,6 +40,8 @@ from tests.kit.toys import (
     TEXT,
     TOKENS,
     WIDTH,
+    InPlacePair,
+    InPlaceSolo,
     Joined,
     OptionalToy,
     PairBlock,
@@ -737,23 +739,6 @@ def test_ranks_decide_together_by_one_reduction_for_each_read(
 
 
 # -- odd blocks and loops
-
-
-class InPlacePair(PairBlock):
-    writes_encoder = True
-
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, scale: float = 1.0) -> Any:
-        text = encoder_hidden_states.mean(1, keepdim=True)
-        hidden_states += scale * torch.tanh(self.hidden(hidden_states) + text)
-        if self.writes_encoder:
-            encoder_hidden_states += scale * torch.tanh(self.encoder(encoder_hidden_states))
-        return self.give(hidden_states, encoder_hidden_states)
-
-
-class InPlaceSolo(SoloBlock):
-    def forward(self, hidden_states: Tensor, scale: float = 1.0) -> Any:
-        hidden_states += scale * torch.tanh(self.hidden(hidden_states))
-        return self.give(hidden_states, torch.tanh(self.encoder(hidden_states[:, :TEXT])))
 
 
 @pytest.mark.parametrize("calibrator", ["reuse", "states by taylor"])

@@ -27,8 +27,9 @@ from cache_dit.engine.subclass import state_of
 from tests.kit.equality import close, same
 from tests.kit.toys import (
     FORMS,
-    TEXT,
     WIDTH,
+    InPlacePair,
+    InPlaceSolo,
     OptionalToy,
     PairBlock,
     SoloBlock,
@@ -59,23 +60,6 @@ def plain_classes(model: nn.Module) -> bool:
 
 
 # -- writing in place
-
-
-class InPlacePair(PairBlock):
-    writes_encoder = True
-
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, scale: float = 1.0) -> Any:
-        text = encoder_hidden_states.mean(1, keepdim=True)
-        hidden_states += scale * torch.tanh(self.hidden(hidden_states) + text)
-        if self.writes_encoder:
-            encoder_hidden_states += scale * torch.tanh(self.encoder(encoder_hidden_states))
-        return self.give(hidden_states, encoder_hidden_states)
-
-
-class InPlaceSolo(SoloBlock):
-    def forward(self, hidden_states: Tensor, scale: float = 1.0) -> Any:
-        hidden_states += scale * torch.tanh(self.hidden(hidden_states))
-        return self.give(hidden_states, torch.tanh(self.encoder(hidden_states[:, :TEXT])))
 
 
 class InPlaceToy(Toy):
