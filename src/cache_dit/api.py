@@ -28,7 +28,7 @@ from cache_dit.engine.attach.wrappers import (
     observed_module,
 )
 from cache_dit.engine.plans.plan import Plan
-from cache_dit.engine.subclass import put_on, state_of, take_off
+from cache_dit.engine.subclass import state_of, unwrap, wrap
 from cache_dit.errors import CacheDitError, ConfigError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -186,13 +186,13 @@ def _enable(
         return
     made = _pipeline_state(adapter, targets, cache_config, calibrator_config)
     previous = state_of(adapter.pipe)
-    put_on(adapter.pipe, cached_pipeline, made)
+    wrap(adapter.pipe, cached_pipeline, made)
     try:
         replace_states(pairs)
     except CacheDitError:
-        take_off(adapter.pipe)
+        unwrap(adapter.pipe)
         if previous is not None:
-            put_on(adapter.pipe, cached_pipeline, previous)
+            wrap(adapter.pipe, cached_pipeline, previous)
         raise
     if isinstance(previous, PipelineState):
         for transformer in {*map(_owner, (*previous.transformers.values(), *previous.replaced))}:
@@ -268,12 +268,12 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
         attach_observers(state)
         for chain, _ in state.chains:
             for block, role in zip(chain.blocks, chain.roles, strict=True):
-                put_on(block, cached_block, role)
+                wrap(block, cached_block, role)
         for module, idle_role in state.idle:
-            put_on(module, idle_module, idle_role)
-        put_on(transformer, cached_transformer, state)
+            wrap(module, idle_module, idle_role)
+        wrap(transformer, cached_transformer, state)
         if inner is not None:
-            put_on(inner, named_transformer, state)
+            wrap(inner, named_transformer, state)
         state.owner = weakref.ref(transformer)
     except UnsupportedModelError:
         _take_all_off(transformer, state)
@@ -283,7 +283,7 @@ def attach_transformer(transformer: Any, state: TransformerState) -> None:
 def attach_observers(state: TransformerState) -> None:
     """Put observers where the options ask for them, and none is yet."""
     for module, role in state.observers():
-        put_on(module, observed_module, role)
+        wrap(module, observed_module, role)
 
 
 def detach_transformer(transformer: Any) -> None:
@@ -304,12 +304,12 @@ def _owner(transformer: Any) -> Any:
 def _take_all_off(transformer: Any, state: TransformerState) -> None:
     for chain, _ in state.chains:
         for block in chain.blocks:
-            take_off(block)
+            unwrap(block)
     for module, _ in (*state.idle, *state.observed):
-        take_off(module)
-    take_off(transformer)
+        unwrap(module)
+    unwrap(transformer)
     if (inner := getattr(transformer, "_orig_mod", None)) is not None:
-        take_off(inner)
+        unwrap(inner)
 
 
 def disable_cache(pipe_or_adapter: Any) -> None:
@@ -329,7 +329,7 @@ def disable_cache(pipe_or_adapter: Any) -> None:
     if isinstance(state, PipelineState):
         for transformer in (*state.transformers.values(), *state.replaced):
             detach_transformer(transformer)
-        take_off(pipe_or_adapter)
+        unwrap(pipe_or_adapter)
     for transformer in cached_transformers(pipe_or_adapter):
         detach_transformer(transformer)
 

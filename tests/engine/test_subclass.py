@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cache_dit import UnsupportedModelError
-from cache_dit.engine.subclass import STATE, put_on, state_of, subclass, take_off
+from cache_dit.engine.subclass import STATE, state_of, subclass, unwrap, wrap
 
 
 class Plain(nn.Module):
@@ -55,13 +55,13 @@ def tripled(base: Any, metaclass: Any) -> type:
 ONE = torch.ones(1)
 
 
-def test_a_dressed_instance_does_more_and_an_undressed_one_what_it_did() -> None:
+def test_a_wrapped_instance_does_more_and_an_unwrapped_one_what_it_did() -> None:
     module, other = Plain(), Plain()
-    put_on(module, doubled, "state")
+    wrap(module, doubled, "state")
     assert module(ONE) == 4
     assert other(ONE) == 2
     assert state_of(module) == "state"
-    take_off(module)
+    unwrap(module)
     assert type(module) is Plain
     assert module(ONE) == 2
     assert state_of(module) is None
@@ -71,22 +71,22 @@ def test_a_dressed_instance_does_more_and_an_undressed_one_what_it_did() -> None
 def test_a_state_is_replaced() -> None:
     module = Plain()
     for state in (1, 2):
-        put_on(module, doubled, state)
+        wrap(module, doubled, state)
     assert state_of(module) == 2
     assert module(ONE) == 4
-    take_off(module)
+    unwrap(module)
     assert type(module) is Plain
 
 
 def test_taking_off_what_is_not_on_changes_nothing() -> None:
     module = Plain()
-    take_off(module)
+    unwrap(module)
     assert type(module) is Plain
 
 
 def test_a_module_as_state_is_no_submodule() -> None:
     module = Plain()
-    put_on(module, doubled, nn.Linear(2, 2))
+    wrap(module, doubled, nn.Linear(2, 2))
     assert [name for name, _ in module.named_modules()] == ["", "inner"]
     assert list(module.state_dict()) == ["inner.weight", "inner.bias"]
 
@@ -136,7 +136,7 @@ def test_the_metaclass_is_kept() -> None:
     assert isinstance(made, abc.ABCMeta)
     assert made == WithMeta
     module = WithMeta()
-    put_on(module, doubled, 1)
+    wrap(module, doubled, 1)
     assert isinstance(module, WithMeta)
     assert module(ONE) == 4
 
@@ -151,14 +151,14 @@ class Final(nn.Module):
 def test_what_refuses_is_a_typed_error_that_says_why() -> None:
     module = Final()
     with pytest.raises(UnsupportedModelError, match=r"test_subclass\.Final cannot be intercepted \(not with me\)"):
-        put_on(module, doubled, 1)
+        wrap(module, doubled, 1)
     assert type(module) is Final
     assert STATE not in vars(module)
 
 
 def test_an_object_without_a_dict_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"builtins\.int"):
-        put_on(3, doubled, 1)
+        wrap(3, doubled, 1)
 
 
 def over(module: nn.Module) -> type:
@@ -171,13 +171,13 @@ def over(module: nn.Module) -> type:
 
 def test_a_subclass_that_another_library_put_over_ours_stays_and_ours_is_inert() -> None:
     module = Plain()
-    put_on(module, doubled, 1)
+    wrap(module, doubled, 1)
     made = over(module)
     assert module(ONE) == 4  # no endless recursion
-    take_off(module)
+    unwrap(module)
     assert type(module) is made
     assert module(ONE) == 2
-    put_on(module, doubled, 2)
+    wrap(module, doubled, 2)
     assert type(module) is made
     assert module(ONE) == 4
 
@@ -185,29 +185,29 @@ def test_a_subclass_that_another_library_put_over_ours_stays_and_ours_is_inert()
 def test_a_subclass_that_another_library_put_under_ours() -> None:
     module = Plain()
     made = over(module)
-    put_on(module, doubled, 1)
+    wrap(module, doubled, 1)
     assert module(ONE) == 4
-    take_off(module)
+    unwrap(module)
     assert type(module) is made
 
 
-def test_dressing_a_subclass_of_what_was_dressed() -> None:
+def test_wrapping_a_subclass_of_what_was_wrapped() -> None:
     class Derived(Plain):
         pass
 
     first, second = Plain(), Derived()
-    put_on(first, doubled, 1)
-    put_on(second, doubled, 1)
+    wrap(first, doubled, 1)
+    wrap(second, doubled, 1)
     assert (first(ONE), second(ONE)) == (4, 4)
     assert isinstance(second, Plain)
-    take_off(second)
+    unwrap(second)
     assert type(second) is Derived
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickled_instance_is_plain(protocol: int) -> None:
     module = nn.Linear(2, 2)
-    put_on(module, doubled, lambda: "cannot be pickled")
+    wrap(module, doubled, lambda: "cannot be pickled")
     copy = pickle.loads(pickle.dumps(module, protocol))
     assert type(copy) is nn.Linear
     assert STATE not in vars(copy)

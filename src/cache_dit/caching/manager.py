@@ -26,7 +26,7 @@ from cache_dit.summary import branches, chain_stats
 if TYPE_CHECKING:
     from cache_dit.engine.attach.transformer import TransformerState
     from cache_dit.engine.forward.branch_cache import BranchCache
-    from cache_dit.engine.forward.call import Similarity as Judge
+    from cache_dit.engine.forward.call import SimilarityOverride
     from cache_dit.engine.options import ChainOptions
     from cache_dit.engine.policies.base import StepRecord
     from cache_dit.engine.sessions.session import Session
@@ -114,7 +114,7 @@ class CachedContextManager(Subclassed, metaclass=_Manager):
         found: Similarity = self.similarity
         return None if getattr(found, "__func__", None) is _SIMILARITY else found
 
-    def judge(self) -> Judge | None:
+    def judge(self) -> SimilarityOverride | None:
         """What the engine asks instead of measuring: the replacement's answer, and the diff that it has added."""
         replacement = self.replacement()
         if replacement is None:

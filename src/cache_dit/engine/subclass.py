@@ -1,6 +1,6 @@
 """Giving one instance a subclass of its own class, and giving the class back.
 
-This is how a cache comes onto a block, a transformer and a pipeline, and how it leaves: ``put_on`` and ``take_off``.
+This is how a cache comes onto a block, a transformer and a pipeline, and how it leaves: ``wrap`` and ``unwrap``.
 PyTorch's ``fully_shard`` and ``parametrize`` work in the same way.
 """
 
@@ -19,30 +19,30 @@ STATE = "_cache_dit"
 
 #: Where a subclass of ours keeps the class it was made from, and the function that made it.
 PLAIN = "_cache_dit_plain"
-DRESS = "_cache_dit_dress"
+WRAPPER = "_cache_dit_wrapper"
 
 #: Makes the subclass of a class: called with the class and the metaclass that the subclass must have.
-Dress = Callable[[type, type], type]
+Wrapper = Callable[[type, type], type]
 
-_subclasses: dict[Dress, weakref.WeakKeyDictionary[type, type]] = {}
+_subclasses: dict[Wrapper, weakref.WeakKeyDictionary[type, type]] = {}
 _metaclasses: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
-def put_on(instance: Any, dress: Dress, state: Any) -> None:
-    """Give ``instance`` the subclass that ``dress`` makes of its class, and ``state``; replaces an earlier state.
+def wrap(instance: Any, wrapper: Wrapper, state: Any) -> None:
+    """Give ``instance`` the subclass that ``wrapper`` makes of its class, and ``state``; replaces an earlier state.
 
     Args:
         instance: any object with a ``__dict__``.
-        dress: makes the subclass; called once per class, so that compiled code sees one type.
+        wrapper: makes the subclass; called once per class, so that compiled code sees one type.
         state: what the subclass's methods find under ``STATE`` in the instance's ``__dict__``.
 
     Raises:
         UnsupportedModelError: if the class cannot be subclassed, or its instances cannot change class.
     """
     current = type(instance)
-    if not any(cls.__dict__.get(DRESS) is dress for cls in current.__mro__):
+    if not any(cls.__dict__.get(WRAPPER) is wrapper for cls in current.__mro__):
         try:
-            instance.__class__ = subclass(current, dress)
+            instance.__class__ = subclass(current, wrapper)
         except Exception as error:  # a class's own __init_subclass__ or metaclass may raise anything
             raise UnsupportedModelError(
                 f"{current.__module__}.{current.__qualname__} cannot be intercepted ({error}): "
@@ -51,34 +51,34 @@ def put_on(instance: Any, dress: Dress, state: Any) -> None:
     instance.__dict__[STATE] = state  # not setattr: nn.Module would register modules inside
 
 
-def take_off(instance: Any) -> None:
-    """Undo ``put_on``: drop the state, and give the class back where no other library has put a subclass over ours."""
+def unwrap(instance: Any) -> None:
+    """Undo ``wrap``: drop the state, and give the class back where no other library has put a subclass over ours."""
     instance.__dict__.pop(STATE, None)
     while (plain := type(instance).__dict__.get(PLAIN)) is not None:
         instance.__class__ = plain
 
 
 def state_of(instance: Any) -> Any:
-    """What ``put_on`` gave to an instance, or None."""
+    """What ``wrap`` gave to an instance, or None."""
     return getattr(instance, "__dict__", {}).get(STATE)
 
 
-def subclass(base: type, dress: Dress) -> type:
-    """The subclass of ``base`` that ``dress`` makes: the same one each time, under the same name.
+def subclass(base: type, wrapper: Wrapper) -> type:
+    """The subclass of ``base`` that ``wrapper`` makes: the same one each time, under the same name.
 
     That of a class made inside a function lives as long as something has it: kept here, it would keep ``base`` too.
     """
-    known = _subclasses.setdefault(dress, weakref.WeakKeyDictionary())
+    known = _subclasses.setdefault(wrapper, weakref.WeakKeyDictionary())
     made = known.get(base)
     if made is None:
         subclasses: list[type] = type.__subclasses__(base)
-        made = next((one for one in subclasses if one.__dict__.get(DRESS) is dress), None)
+        made = next((one for one in subclasses if one.__dict__.get(WRAPPER) is wrapper), None)
     if made is None:
-        made = dress(base, _metaclass(type(base)))
+        made = wrapper(base, _metaclass(type(base)))
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(made, name, getattr(base, name))
         setattr(made, PLAIN, base)
-        setattr(made, DRESS, dress)
+        setattr(made, WRAPPER, wrapper)
         made.__reduce_ex__ = _reduce_plain  # type: ignore[method-assign, assignment]
         if "__deepcopy__" in dir(base):
             made.__deepcopy__ = _deepcopy_plain  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def subclass(base: type, dress: Dress) -> type:
 
 
 def _metaclass(base: type) -> type:
-    """A metaclass under which a dressed class equals its plain one, with an identity hash.
+    """A metaclass under which a wrapped class equals its plain one, with an identity hash.
 
     diffusers compares classes by ``==`` when it hands a pipeline's components to another; tables by class, such as
     FSDP's, must still tell the two apart.
@@ -132,12 +132,12 @@ def _without_state(value: Any) -> Any:
 
 def _deepcopy_plain(self: Any, memo: dict[int, Any]) -> Any:
     copied = _plain_class(type(self)).__deepcopy__(self, memo)  # type: ignore[attr-defined]
-    take_off(copied)
+    unwrap(copied)
     return copied
 
 
 def _adopt_block_metadata(base: type, made: type) -> None:
-    """Let diffusers' hooks (LayerSkip, guiders) find a dressed block in their table of block classes."""
+    """Let diffusers' hooks (LayerSkip, guiders) find a wrapped block in their table of block classes."""
     try:
         from diffusers.hooks._helpers import TransformerBlockRegistry
     except ImportError:  # a diffusers without that table has nothing to look up

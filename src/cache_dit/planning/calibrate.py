@@ -13,13 +13,13 @@ import torch
 from cache_dit.config.base import bad_value, check_choice, check_integer
 from cache_dit.config.cache import DBCacheConfig
 from cache_dit.config.prune import DBPruneConfig
-from cache_dit.engine.attach import wrappers as dress
+from cache_dit.engine.attach import wrappers
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.branch_cache import ChainForward
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
 from cache_dit.engine.policies.calibration import PolicyCalibration, fit_polynomial, magnitude_ratios
 from cache_dit.engine.state.measure import read_back, relative_l1_sums
-from cache_dit.engine.subclass import put_on, state_of, take_off
+from cache_dit.engine.subclass import state_of, unwrap, wrap
 from cache_dit.errors import ConfigError
 from cache_dit.planning.runs import Observer, observable, observe
 
@@ -139,12 +139,12 @@ def _seeing_modulated(state: TransformerState) -> Iterator[None]:
     module = observed_module(chain)
     known = state_of(module) is not None
     if not known:
-        put_on(module, dress.observed_module, ObserverRole(chain, module))
+        wrap(module, wrappers.observed_module, ObserverRole(chain, module))
     try:
         yield
     finally:
         if not known:
-            take_off(module)
+            unwrap(module)
 
 
 def _fitted(seen: _Trails, policy: str, degree: int) -> PolicyCalibration:

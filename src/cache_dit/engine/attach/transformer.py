@@ -16,7 +16,7 @@ from cache_dit.engine.attach import manager
 from cache_dit.engine.attach.check import checked
 from cache_dit.engine.attach.wrappers import observed_module as observed_subclass
 from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
-from cache_dit.engine.forward.call import Call, Similarity
+from cache_dit.engine.forward.call import Call, SimilarityOverride
 from cache_dit.engine.forward.chain import Chain, IdleRole, untraced, untraced_by_caller
 from cache_dit.engine.forward.conditioning import ConditioningMonitor
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
@@ -30,7 +30,7 @@ from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
 from cache_dit.engine.sessions.session import CacheKey, Session
-from cache_dit.engine.subclass import put_on
+from cache_dit.engine.subclass import wrap
 from cache_dit.errors import CacheDitError, ConfigError
 from cache_dit.platforms.groups import parallel_group
 
@@ -151,14 +151,14 @@ class TransformerState:
         return [cache_class(options) for options in self.options]
 
     @property
-    def similarity(self) -> Similarity | None:
+    def similarity(self) -> SimilarityOverride | None:
         """What decides instead of a measurement, given both tensors, ``threshold``, ``parallelized`` and ``prefix``.
 
         It says whether a step may be skipped, and its diff where it tells one. None: the engine measures.
         """
         if self.manager is None and not manager.eager:
             return None
-        judge: Similarity | None = manager.manager_of(self).judge()
+        judge: SimilarityOverride | None = manager.manager_of(self).judge()
         return judge
 
     def check(self, options: Sequence[ChainOptions], scheduler: Any = None) -> list[ChainOptions]:
@@ -250,7 +250,7 @@ class TransformerState:
             for make in makers.values():
                 make()  # what does not fit is found before anything has changed
             for module, role in self.observers(options):
-                put_on(module, observed_subclass, role)
+                wrap(module, observed_subclass, role)
         except BaseException:
             session.use(before)
             session.num_inference_steps, session.guidance_checked = steps, known

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cache_dit.engine.forward.branch_cache import ChainForward, difference
-from cache_dit.engine.forward.call import Call, Similarity
+from cache_dit.engine.forward.call import Call, SimilarityOverride
 from cache_dit.engine.forward.chain import BlockRole, untraced
 from cache_dit.engine.policies.base import Action
 from cache_dit.engine.state.history import alike
@@ -144,7 +144,7 @@ class BlockwiseForward(ChainForward):
             block.clear()  # a predictor of a higher order would go on using the step that was not finite
         return accepted and self.action is Action.MEASURE
 
-    def _judged(self, similarity: Similarity, position: int, block: Any, hidden: Any) -> bool:
+    def _judged(self, similarity: SimilarityOverride, position: int, block: Any, hidden: Any) -> bool:
         """What a replaced ``similarity`` says."""
         cache, call = self.cache, self.call
         now = cache.thinned(hidden)

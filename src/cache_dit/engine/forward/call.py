@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 #: What decides instead of a measurement: whether a step may be skipped, and the diff if it tells one.
-Similarity = Callable[..., tuple[bool, float | None]]
+SimilarityOverride = Callable[..., tuple[bool, float | None]]
 
 
 class Call:
@@ -31,7 +31,7 @@ class Call:
     #: where their number is given; gives None where none can. None: nobody asks.
     jump: Callable[..., torch.Tensor | None] | None = None
     #: What decides instead of a measurement, or None.
-    similarity: Similarity | None = None
+    similarity: SimilarityOverride | None = None
     #: Told of every computed step; None: nobody asks.
     observer: Callable[[Any, Any], None] | None = None
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cache_dit.engine.forward.branch_cache import ChainForward, copied, difference
-from cache_dit.engine.forward.call import Similarity
+from cache_dit.engine.forward.call import SimilarityOverride
 from cache_dit.engine.forward.chain import BlockRole, untraced
 from cache_dit.engine.policies.base import Action, Probe
 from cache_dit.engine.state.measure import Reading, exceeds, read_relative_l1
@@ -241,7 +241,7 @@ class StepwiseForward(ChainForward):
                 accepted, self.reasons[place] = False, "conditioning"
         self.actions[place] = Action.SKIP if accepted else Action.COMPUTE
 
-    def _ask(self, similarity: Similarity, probe: Any) -> None:
+    def _ask(self, similarity: SimilarityOverride, probe: Any) -> None:
         """Let a replaced ``similarity`` decide."""
         cache, accepted = self.cache, False
         if cache.probe is None or probe is None:
