@@ -117,17 +117,17 @@ def test_each_gap_has_its_own_rule_made_for_the_steps_that_were_computed() -> No
     assert [schedule.rule(step).name for step in (2, 4, 5)] == ["reuse", "taylor1*0.4", "taylor1*0.4"]
     seen: list[tuple[list[float], float]] = []
     transformer = cache_dit.enable_cache(tiny_transformer(), plan)
-    past = history.History.predict
+    past = history.History.predict_with
 
-    def noted(self: Any, coefficients: Any, *rest: Any) -> Any:
-        seen.append((self.times[:], list(coefficients)))
-        return past(self, coefficients, *rest)
+    def noted(self: Any, other: Any, coefficients: Any, *rest: Any) -> Any:
+        seen.extend((one.times[:], list(coefficients)) for one in (self, other))
+        return past(self, other, coefficients, *rest)
 
-    history.History.predict = noted  # type: ignore[method-assign]
+    history.History.predict_with = noted  # type: ignore[method-assign]
     try:
         denoise(transformer)
     finally:
-        history.History.predict = past  # type: ignore[method-assign]
+        history.History.predict_with = past  # type: ignore[method-assign]
     rule = taylor(1, 0.4)
     assert seen[::2] == seen[1::2]  # of H and of E
     assert seen[::2] == [

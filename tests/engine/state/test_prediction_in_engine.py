@@ -217,6 +217,10 @@ class Recorded(History):
         type(self).read.append((list(self.times), list(coefficients)))
         return super().predict(coefficients, *args, **kwargs)
 
+    def predict_with(self, other: History, coefficients: Sequence[float], *anchors: Tensor) -> tuple[Tensor, Tensor]:
+        type(self).read += [(list(history.times), list(coefficients)) for history in (self, other)]
+        return super().predict_with(other, coefficients, *anchors)
+
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:

@@ -53,14 +53,14 @@ def cached_block(base: Any, metaclass: Any) -> type:
             io, form = role.io, forward.forms[place]
             if part == FILL:
                 forward.owes = False
-                return io.build(forward.out_hidden, forward.out_encoder, form)
-            hidden = encoder = None
-            if form[0] == 2:  # what ``read`` and ``build`` do with the most usual form, without calling them
+                hidden, encoder = forward.out_hidden, forward.out_encoder
+            else:  # what ``read`` does, without calling it
                 given, at, then = len(args), io.hidden_at, io.encoder_at
                 hidden = kwargs[io.hidden] if io.hidden in kwargs else args[at] if at < given else None
                 encoder = kwargs[io.encoder] if io.encoder in kwargs else args[then] if then < given else None
-            if hidden is None:
-                return io.build(*io.read(args, kwargs), form)
+            if form[0] != 2 or hidden is None:
+                return io.build(*((hidden, encoder) if part == FILL else io.read(args, kwargs)), form)
+            # what ``build`` does with the most usual form
             second = encoder if form[1] else form[2]
             return (hidden, second) if io.hidden_first else (second, hidden)
 

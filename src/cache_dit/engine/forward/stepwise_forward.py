@@ -16,6 +16,7 @@ from cache_dit.engine.forward.call import SimilarityOverride
 from cache_dit.engine.forward.chain import BlockRole, untraced
 from cache_dit.engine.policies.base import Action, Probe
 from cache_dit.engine.state.measure import Reading, exceeds, read_relative_l1
+from cache_dit.engine.state.snapshots import Snapshots
 
 
 class StepwiseForward(ChainForward):
@@ -54,6 +55,9 @@ class StepwiseForward(ChainForward):
     snapshot_encoder: Any = None
     predicted_hidden: Any = None
     predicted_encoder: Any = None
+    #: What predicts both streams at once, in the place of these two.
+    snapshots: Snapshots | None = None
+    weights: tuple[list[float], list[float]] = ([], [])
 
     # -- what blocks call
 
@@ -94,7 +98,7 @@ class StepwiseForward(ChainForward):
                 elif encoder is None and not role.io.reads_encoder:
                     encoder = copied(self.out_encoder)
                 elif self.layout.last_front < 0 and self.first_role is role:
-                    hidden, encoder = copied(hidden), copied(encoder)  # the caller's own: the loop may write into them
+                    hidden, encoder = hidden.clone(), copied(encoder)  # the caller's own: the loop may write into them
                 return role.io.build(hidden, encoder, self.forms[role.position])
         output = call(*args, **kwargs)
         self.executed += 1
@@ -128,12 +132,19 @@ class StepwiseForward(ChainForward):
 
     def predict(self, role: BlockRole, hidden: torch.Tensor, encoder: Any) -> bool:
         """Make both streams what they are predicted to be after the middle blocks; False: nothing here fits them."""
-        predicted, held = self.predicted_hidden, self.predicted_encoder
-        if predicted is None or self.had_encoder != (encoder is not None):
+        if self.had_encoder != (encoder is not None):
             return False
         if role.join is not None and self.last_role is not None and self.last_role.list_index != role.list_index:
             hidden, encoder = _joined(role, hidden, encoder)
-        if not predicted.fits(hidden) or (held is not None and encoder is not None and not held.fits(encoder)):
+        if self.snapshots is not None:
+            after = self.snapshots.over(*self.weights, hidden, encoder)
+            if after is not None:
+                self.out_hidden, self.out_encoder = after
+            return after is not None
+        predicted, held = self.predicted_hidden, self.predicted_encoder
+        if predicted is None or not predicted.fits(hidden):
+            return False
+        if held is not None and encoder is not None and not held.fits(encoder):
             return False
         hidden_state, encoder_state = self.keeps_state
         self.out_hidden = predicted.alone() if hidden_state else predicted.over(hidden)
@@ -256,8 +267,12 @@ class StepwiseForward(ChainForward):
     def settle(self) -> None:
         """All have answered, and some skip: put the prediction where the blocks will take it from."""
         self.skip = True
-        predicted = self.cache.samples[0].snapshots.predictions(self.call.times, summed=self.cache.traced)
-        self.predicted_hidden, self.predicted_encoder = predicted
+        snapshots = self.cache.samples[0].snapshots
+        if self.cache.traced or any(self.keeps_state):
+            predicted = snapshots.predictions(self.call.times, summed=self.cache.traced)
+            self.predicted_hidden, self.predicted_encoder = predicted
+        else:
+            self.snapshots, self.weights = snapshots, snapshots.coefficients(self.call.times)
 
     # -- after the forward
 

@@ -110,9 +110,11 @@ class PrunePolicy(StepRules):
 
     def _block_threshold(self) -> float:
         """The threshold of the next block: a dynamic one follows the first diffs of the step."""
+        if not self._dynamic:
+            return self.threshold
         positive = (diff for diff in self._diffs.values() if 0 < diff < math.inf)
         first = list(islice(positive, _DIFFS_OF_THRESHOLD))
-        if not self._dynamic or not first:
+        if not first:
             return self.threshold
         relaxed = sum(first) / len(first) * self._relax
         return max(relaxed, self.threshold) if relaxed < self._cap else self.threshold

@@ -47,7 +47,10 @@ class History:
         self.dtype = _floating(dtype)
         #: When the snapshots were taken, in the caller's unit.
         self.times: list[float] = []
-        self._kind: Kind | None = None
+        #: What the snapshots look like; None: there are none.
+        self.kind: Kind | None = None
+        #: Whether eager torch adds them up as they are: on a processor, and as wide as the sum.
+        self.plain = False
         self._place: torch.device | None = None  # where they are kept
         self._converts = False
         self._tensors: list[torch.Tensor] = []  # as they are kept, the oldest first
@@ -65,7 +68,7 @@ class History:
         """
         if snapshot.requires_grad:
             snapshot = snapshot.detach()
-        if (snapshot.shape, snapshot.dtype, snapshot.device) != self._kind:
+        if (snapshot.shape, snapshot.dtype, snapshot.device) != self.kind:
             self._begin(snapshot)
         spare = scale = None
         again = bool(self.times) and self.times[-1] == time
@@ -84,9 +87,9 @@ class History:
 
     def fits(self, tensor: torch.Tensor | None) -> bool:
         """Whether a tensor has the shape, dtype and device of the snapshots; None fits where there are none."""
-        if tensor is None or self._kind is None:
-            return tensor is None and self._kind is None
-        shape, dtype, device = self._kind
+        if tensor is None or self.kind is None:
+            return tensor is None and self.kind is None
+        shape, dtype, device = self.kind
         return tensor.shape == shape and tensor.dtype == dtype and tensor.device == device
 
     def predict(
@@ -108,7 +111,7 @@ class History:
         Raises:
             ConfigError: there are no coefficients, or more than snapshots.
         """
-        if self._kind is None or not 1 <= len(coefficients) <= len(self.times):
+        if self.kind is None or not 1 <= len(coefficients) <= len(self.times):
             raise bad_value("coefficients", list(coefficients), f"1 to {len(self.times)} numbers, one for a snapshot")
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -123,14 +126,34 @@ class History:
                 parts.append(self._tensors[place])
                 if (scale := self._scales[place]) is not None:
                     scales.append(scale)
-        if self._transfer is not None or self._place != self._kind[2]:
+        if self._transfer is not None or self._place != self.kind[2]:
             parts = self._fetched(parts)
         if out is None:
-            if weights == [1.0] and not scales and parts[0].dtype == self._kind[1]:
+            if weights == [1.0] and not scales and parts[0].dtype == self.kind[1]:
                 return parts[0] if anchor is None else anchor + parts[0]
-            out = torch.empty_like(parts[0] if anchor is None else anchor, dtype=self._kind[1])
+            out = torch.empty_like(parts[0] if anchor is None else anchor, dtype=self.kind[1])
         weighted_sum(out, parts, weights, scales=scales or None, anchor=anchor)
         return out
+
+    def predict_with(
+        self, other: History, coefficients: Sequence[float], anchor: torch.Tensor, other_anchor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``predict`` over two ``plain`` histories with the same coefficients, by one operator for each of these.
+
+        Args:
+            other: the other history.
+            coefficients: as for ``predict``.
+            anchor, other_anchor: what is added to; each fits its history.
+        """
+        count = len(coefficients)
+        sums: Sequence[torch.Tensor] = ()
+        kept = zip(coefficients, self._tensors[-count:], other._tensors[-count:], strict=True)
+        for place, (coefficient, *pair) in enumerate(kept, start=1):
+            if sums and coefficient:
+                torch._foreach_add_(sums, pair, alpha=coefficient)
+            elif coefficient or (not sums and place == count):
+                sums = torch._foreach_add((anchor, other_anchor), pair, alpha=coefficient)
+        return sums[0], sums[1]
 
     def prefetch(self, count: int) -> None:
         """Begin to bring the newest ``count`` snapshots back from pinned memory, for the ``predict`` to come."""
@@ -154,7 +177,7 @@ class History:
         self._tensors.clear()
         self._scales.clear()
         self._products.clear()
-        self._kind = self._place = self._transfer = None
+        self.kind = self._place = self._transfer = None
 
     @property
     def nbytes(self) -> int:
@@ -175,10 +198,12 @@ class History:
 
     def _begin(self, snapshot: torch.Tensor) -> None:
         self.clear()
-        self._kind = (snapshot.shape, snapshot.dtype, snapshot.device)
+        self.kind = (snapshot.shape, snapshot.dtype, snapshot.device)
         self._place = _place(snapshot.device, self.device)
         self._converts = (self._place, self.dtype or snapshot.dtype) != (snapshot.device, snapshot.dtype)
         self._transfer = _transfer(snapshot.device, self._place)
+        wide = snapshot.dtype is wide_dtype(snapshot.dtype)
+        self.plain = snapshot.device.type == "cpu" and wide and not self._converts
 
     def _forget_products(self, place: int) -> None:
         """Forget the inner products with one snapshot."""
@@ -211,9 +236,9 @@ class History:
         """Kept tensors, in the dtype they are kept as, on the device that they came from."""
         if self._transfer is not None:
             return self._transfer.fetch(tensors)
-        if self._kind is None or self._place == self._kind[2]:
+        if self.kind is None or self._place == self.kind[2]:
             return list(tensors)
-        return [tensor.to(self._kind[2]) for tensor in tensors]
+        return [tensor.to(self.kind[2]) for tensor in tensors]
 
 
 def alike(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

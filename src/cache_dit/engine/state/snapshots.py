@@ -101,19 +101,44 @@ class Snapshots:
         """What is predicted for H and for E."""
         if not self.hidden.times:
             return None, None
+        found, other = self.coefficients(times)
+        hidden = Prediction.of(self.hidden, found, summed=summed)
+        return hidden, Prediction.of(self.encoder, other, summed=summed) if self.encoder.times else None
+
+    def over(
+        self, found: list[float], other: list[float], hidden: Any, encoder: Any
+    ) -> tuple[torch.Tensor, Any] | None:
+        """H and E after the skipped blocks, where what is kept was added to them; None: it does not fit.
+
+        Args:
+            found, other: the weights, as ``coefficients`` gives them.
+            hidden, encoder: the streams before the blocks.
+        """
+        if self.hidden.kind != (hidden.shape, hidden.dtype, hidden.device):
+            return None
+        if not self.encoder.times:
+            return self.hidden.predict(found, hidden), encoder
+        if encoder is None:
+            return self.hidden.predict(found, hidden), _owned(self.encoder, other)
+        if self.encoder.kind != (encoder.shape, encoder.dtype, encoder.device):
+            return None
+        if found is other and self.hidden.plain and self.encoder.plain and not torch.is_grad_enabled():
+            return self.hidden.predict_with(self.encoder, found, hidden, encoder)
+        return self.hidden.predict(found, hidden), self.encoder.predict(other, encoder)
+
+    def coefficients(self, times: Mapping[str, float]) -> tuple[list[float], list[float]]:
+        """The weights of what is kept of H and of E; where one set serves both, it is the same list."""
         time = times.get(self.coordinate)
         unit = self.coordinate if time is not None else "step"
         time = times["step"] if time is None else time
-        encoder = self.encoder
         if unit != self.unit:
-            found = other = [1.0]  # what is kept lies elsewhere: the newest of it is reused
-        else:
-            found = other = weights(self.hidden_predictor, self.hidden, time)
-            alike = self.encoder_predictor is self.hidden_predictor and encoder.times == self.hidden.times
-            if encoder.times and (not alike or self.encoder_predictor.needs_gram):
-                other = weights(self.encoder_predictor, encoder, time)
-        hidden = Prediction.of(self.hidden, found, summed=summed)
-        return hidden, Prediction.of(encoder, other, summed=summed) if encoder.times else None
+            newest = [1.0]  # what is kept lies elsewhere: the newest of it is reused
+            return newest, newest
+        found = weights(self.hidden_predictor, self.hidden, time)
+        alike = self.encoder_predictor is self.hidden_predictor and self.encoder.times == self.hidden.times
+        if not self.encoder.times or (alike and not self.encoder_predictor.needs_gram):
+            return found, found
+        return found, weights(self.encoder_predictor, self.encoder, time)
 
     def prefetch(self) -> None:
         """Let what is kept elsewhere travel while the model computes: it may be needed in this step."""
