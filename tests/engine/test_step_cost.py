@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cache_dit
-from cache_dit import DBCacheConfig
+from cache_dit import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 
 STEPS = 28
 MASK = [1, 1, 0, 1, 0, 0, 0] + [1] * (STEPS - 7)
@@ -117,5 +117,38 @@ def test_a_cached_step_of_a_mask_beside_the_blocks_that_it_computes() -> None:
     )
     calls, operators = beside(cache_dit.enable_cache(model, config), flux(1, 0))
     assert cache_dit.summary(model, logging=False)[0].cached_steps == [2, 4, 5]
-    assert calls <= 52
-    assert operators <= 3
+    assert calls <= 44
+    assert operators <= 1, "one sum adds to both streams"
+
+
+def test_a_cached_step_of_a_mask_that_extrapolates_and_computes_no_block() -> None:
+    model = flux()
+    config = DBCacheConfig(
+        Fn_compute_blocks=0,
+        steps_computation_mask=MASK,
+        steps_computation_policy="static",
+        num_inference_steps=STEPS,
+    )
+    cached = cache_dit.enable_cache(model, config, calibrator_config=TaylorSeerCalibratorConfig(taylorseer_order=1))
+    calls, operators = beside(cached, flux(0, 0))
+    assert cache_dit.summary(model, logging=False)[0].cached_steps == [2, 4, 5]
+    assert calls <= 45
+    assert operators <= 4, (
+        "a sum for each of two snapshots, and a copy of each stream that the model's loop may write into"
+    )
+
+
+@pytest.mark.parametrize(("decision", "called", "most"), [("block", 205, 50), ("previous", 218, 51)])
+def test_a_step_of_dbprune_that_prunes_nothing(decision: str, called: int, most: int) -> None:
+    model = flux()
+    config = DBPruneConfig(
+        Fn_compute_blocks=1,
+        max_warmup_steps=1,
+        residual_diff_threshold=1e-9,
+        num_inference_steps=STEPS,
+        prune_decision=decision,
+    )
+    calls, operators = beside(cache_dit.enable_cache(model, config), flux())
+    assert cache_dit.summary(model, logging=False)[0].cached_steps == []
+    assert calls <= called
+    assert operators <= most, "ten for each of five blocks, or nine and six for all that is read at once"

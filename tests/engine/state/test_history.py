@@ -86,6 +86,36 @@ def test_nothing_fits_only_nothing() -> None:
     assert history.fits(None) and not history.fits(torch.zeros(1))
 
 
+@pytest.mark.parametrize("coefficients", [[1.0], [0.0], [0.0, 0.0], [0.0, 1.0], [-0.5, 1.5], [0.3, 0.0, -2.0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_histories_at_once_give_what_each_gives(coefficients: list[float], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 5, 4), (2, 3, 4))
+    histories = [filled([torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3)]) for shape in shapes]
+    anchors = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    before = [anchor.clone() for anchor in anchors]
+    alone = [one.predict(coefficients, anchor) for one, anchor in zip(histories, anchors, strict=True)]
+    both = histories[0].predict_with(histories[1], coefficients, *anchors)
+    assert histories[0].plain and histories[1].plain
+    assert all(map(torch.equal, both, alone)), "the same kernel adds up the same numbers in the same order"
+    assert all(map(torch.equal, anchors, before))
+    assert all(found.data_ptr() != anchor.data_ptr() for found, anchor in zip(both, anchors, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        (torch.zeros(3, dtype=torch.bfloat16), {}),
+        (torch.zeros(3), {"dtype": "bfloat16"}),
+        (torch.zeros(3), {"device": "meta"}),
+    ],
+)
+def test_what_is_converted_or_narrow_or_away_is_not_plain(value: torch.Tensor, options: dict[str, str]) -> None:
+    history = filled([value], **options)
+    assert not history.plain
+    assert filled([torch.zeros(3)]).plain
+
+
 @given(data=st.data())
 def test_a_prediction_is_what_float64_arithmetic_gives_rounded_once(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))

@@ -15,17 +15,31 @@ from cache_dit import CalibratorConfig, DBCacheConfig
 from cache_dit.config import ExtraCacheConfig
 from cache_dit.engine.state.measure import (
     EasyCacheProbe,
+    PendingDiffs,
     exceeds,
     first_tensor,
     read_numbers,
     read_relative_l1,
     relative_l1,
+    relative_l1_means,
 )
 from tests.engine.policies.test_policies_in_engine import FLUX, STEPS, WAN, counted_reads, given_at, run
 from tests.kit.tiny_models import tiny
 from tests.kit.toys import line, normal
 
 pytestmark = pytest.mark.numeric
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_diffs_that_travel_together_are_those_of_each_and_not_finite_where_a_snapshot_is_not(bad: float) -> None:
+    pairs = {place: (torch.tensor([1.0, -3.0]), torch.tensor([1.0 + place, -3.0])) for place in (2, 5, 7)}
+    measured = {place: relative_l1_means(*pair) for place, pair in pairs.items()}
+    measured[8] = relative_l1_means(torch.zeros(2), torch.ones(2))  # nothing to divide by
+    health = {5: [torch.tensor(1.0), torch.tensor(bad, dtype=torch.float64)], 7: [torch.tensor(2.0)]}
+    step, diffs = PendingDiffs(3, measured, health=health).arrived()
+    assert step == 3 and list(diffs) == [2, 5, 7, 8]
+    assert (diffs[2], diffs[7]) == (relative_l1(*pairs[2]), relative_l1(*pairs[7])) == (0.5, 1.75)
+    assert math.isnan(diffs[5]) and math.isinf(diffs[8])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -11,7 +11,7 @@ A decision costs one fused reduction. What that costs in host reads depends on `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from cache_dit.engine.forward.call import Call, SimilarityOverride
 from cache_dit.engine.forward.chain import BlockRole, untraced
 from cache_dit.engine.policies.base import Action
 from cache_dit.engine.state.history import alike
-from cache_dit.engine.state.measure import PendingDiffs, read_relative_l1, relative_l1_sums
+from cache_dit.engine.state.measure import PendingDiffs, read_relative_l1, relative_l1_means, relative_l1_sums
 from cache_dit.engine.state.snapshots import Prediction
 
 #: H and E, before or after a block.
@@ -64,7 +64,7 @@ class BlockwiseForward(ChainForward):
         self.keeps = cache.caches and cache.refused is None
         self.jump = call.jump  # to be read with the first diff
         self.skips: set[int] = set()
-        self.measured: dict[int, torch.Tensor] = {}
+        self.measured: dict[int, Sequence[torch.Tensor]] = {}
         self.sizes: dict[int, list[float] | None] = {}  # by block, mean|its input|, where it was read
 
     # -- what blocks call
@@ -113,7 +113,8 @@ class BlockwiseForward(ChainForward):
             return None
         if cache.lags and block.input is not None and alike(block.input, now := cache.thinned(hidden)):
             important = cache.options.extra.important_condition_threshold
-            self.measured[position] = torch.stack(relative_l1_sums(block.input, now, important=important))
+            compare = relative_l1_means if self.call.group is None else relative_l1_sums
+            self.measured[position] = compare(block.input, now, important=important)
         after = None
         if self._accepts(position, block, hidden):
             after = self._predicted(block, (hidden, encoder))
@@ -242,15 +243,12 @@ class BlockwiseForward(ChainForward):
 
     def _sent(self) -> PendingDiffs:
         """The step's diffs on their way, and with them the conditioning's jump since the last computed step."""
-        for position, sums in self.measured.items():
-            block = self.cache.blocks.get(position)
-            for health in () if block is None else block.health:  # what it left is what the next step predicts from
-                self.measured[position] = sums = sums + 0 * health.to(sums)
+        blocks = self.cache.blocks
+        health = {place: blocks[place].health for place in self.measured if place in blocks}  # what it predicts from
         jump = None if self.jump is None or not self.skips else self.jump()
         if jump is not None:
-            any_sums = next(iter(self.measured.values()))
-            self.measured[JUMP] = torch.stack([jump, torch.ones_like(jump)]).to(any_sums)
-        return PendingDiffs(self.call.step, self.measured, self.call.group)
+            self.measured[JUMP] = jump, torch.ones_like(jump)
+        return PendingDiffs(self.call.step, self.measured, self.call.group, health=health)
 
 
 def _after(predicted: Prediction | None, stream: Any, *, state: bool) -> Any:

@@ -146,7 +146,7 @@ class History:
             anchor, other_anchor: what is added to; each fits its history.
         """
         count = len(coefficients)
-        sums: Sequence[torch.Tensor] = ()
+        sums: tuple[torch.Tensor, ...] | list[torch.Tensor] = ()
         kept = zip(coefficients, self._tensors[-count:], other._tensors[-count:], strict=True)
         for place, (coefficient, *pair) in enumerate(kept, start=1):
             if sums and coefficient:

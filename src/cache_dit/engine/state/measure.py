@@ -190,34 +190,64 @@ def relative_l1_sums(
     return _sums(_wide(previous), _wide(current), None, important)
 
 
+def relative_l1_means(
+    previous: torch.Tensor, current: torch.Tensor, *, important: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """mean|previous − current| and mean|previous|, or what has their ratio: for one process, by fewer operators."""
+    before, now = _wide(previous), _wide(current)
+    if important > 0 and now.dim() > 1:
+        return _sums(before, now, None, important)
+    return (before - now).abs().mean(), before.abs().mean()
+
+
 class PendingDiffs:
     """Diffs of a step on their way to the host: sent without waiting when it ends, there when the next one begins.
 
     Args:
         step: the step they were measured in.
-        sums: by block, what ``relative_l1_sums`` gave, stacked.
-        group: over whose ranks the sums are taken, or None.
+        measured: by block, two numbers: what changed, and what it is divided by. With a group, those of
+            ``relative_l1_sums``.
+        group: over whose ranks the numbers are summed, or None.
+        health: by block, numbers that must be finite for its diff to be.
     """
 
-    def __init__(self, step: int, sums: Mapping[int, torch.Tensor], group: Any = None) -> None:
+    def __init__(
+        self,
+        step: int,
+        measured: Mapping[int, Sequence[torch.Tensor]],
+        group: Any = None,
+        *,
+        health: Mapping[int, Sequence[torch.Tensor]],
+    ) -> None:
         self.step = step
-        self.blocks = list(sums)
-        packed = torch.stack(list(sums.values()))
+        self.blocks = list(measured)
+        self._watched = [block for block, numbers in health.items() for _ in numbers]
+        numbers = [number for some in (*measured.values(), *health.values()) for number in some]
+        first = numbers[0]
+        alike = [one.dtype is first.dtype and one.device == first.device for one in numbers]
+        packed = torch.stack([one if same else one.to(first) for one, same in zip(numbers, alike, strict=True)])
         if group is not None:
             torch.distributed.all_reduce(packed, group=group)
-        self._ratios = packed[:, 0] / packed[:, 1]
+        end = 2 * len(self.blocks)
+        ratios = packed[:end:2] / packed[1:end:2]
+        self._numbers = torch.cat([ratios, packed[end:]]) if self._watched else ratios
         self._event: Any = None
         if packed.is_cuda:
-            on_host = torch.empty(self._ratios.shape, dtype=self._ratios.dtype, pin_memory=True)
-            self._ratios = on_host.copy_(self._ratios, non_blocking=True)
+            on_host = torch.empty(self._numbers.shape, dtype=packed.dtype, pin_memory=True)
+            self._numbers = on_host.copy_(self._numbers, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
 
     def arrived(self) -> tuple[int, dict[int, float]]:
-        """The step, and its ratios by block; waits for them where they are not there yet."""
+        """The step, and its diffs by block; waits for them where they are not there yet."""
         if self._event is not None:
             self._event.synchronize()
-        return self.step, dict(zip(self.blocks, read_back(self._ratios), strict=True))
+        numbers, count = read_back(self._numbers), len(self.blocks)
+        diffs = dict(zip(self.blocks, numbers[:count], strict=True))
+        for block, number in zip(self._watched, numbers[count:], strict=True):
+            if not math.isfinite(number):
+                diffs[block] = math.nan
+        return self.step, diffs
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
