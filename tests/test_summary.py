@@ -73,12 +73,13 @@ def test_what_is_not_cached_has_one_empty_entry() -> None:
         cache_dit.summary(FakeDiffusionPipeline())
 
 
-def test_before_the_first_step_there_are_options_and_nothing_else() -> None:
+def test_before_the_first_step_there_are_options_and_what_is_missing() -> None:
     model = Toy("0")
     cache_dit.enable_cache(model.adapter(), static("FC"))
     stats = stats_of(model)
     assert stats.cache_options == {"cache_config": static("FC"), "name": "blocks"}
-    assert (stats.steps_line, stats.cached_steps, stats.executed_blocks, stats.reason) == ({}, [], 0, None)
+    assert (stats.steps_line, stats.cached_steps, stats.executed_blocks) == ({}, [], 0)
+    assert "was not called" in (stats.reason or "")
     assert stats.step_records == {}
     assert stats.ideal_speedup == 1.0
 
@@ -427,16 +428,29 @@ def test_a_run_without_a_hit_says_why_in_its_summary_and_once_in_the_log(
         assert sentence in (stats.reason or "")
         assert sentence in report(stats)
         cache_dit.disable_cache(model)
-    assert [sentence in record.message for record in caplog.records] == [True]
+    said = why != "zero threshold"  # that is what was asked for
+    assert [sentence in record.message for record in caplog.records] == [True] * said
 
 
-def test_each_request_has_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reason_is_said_once_for_a_model_until_the_cache_is_put_on_anew(caplog: pytest.LogCaptureFixture) -> None:
+    config = dynamic(residual_diff_threshold=1e-4)
     with caplog.at_level(logging.WARNING, logger="cache_dit"):
-        model = ran(dynamic(residual_diff_threshold=1e-4))
-        for seed in (1, 2):
+        model = ran(config)
+        for seed in (1, 2):  # their smallest diffs are others, the reason is not
             denoise(model, loop(6), seed=seed)
         cache_dit.refresh_context(model)
-    assert len(caplog.records) == 3
+        assert len(caplog.records) == 1
+        denoise(model, loop(6), seed=1)
+        assert "not above the smallest" in (stats_of(model).reason or "")
+        cache_dit.refresh_context(model, max_cached_steps=0, residual_diff_threshold=0.5)
+        assert len(caplog.records) == 1
+        denoise(model, loop(6), seed=1)
+        cache_dit.refresh_context(model)
+        assert ["max_cached_steps=0" in one.message for one in caplog.records] == [False, True]
+        cache_dit.enable_cache(model.adapter(), config)
+        denoise(model, loop(6), seed=1)
+        cache_dit.refresh_context(model)
+        assert ["max_cached_steps=0" in one.message for one in caplog.records] == [False, True, False]
 
 
 def test_a_run_with_a_hit_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.policies.plan import outcome
 from cache_dit.engine.policies.prune import PrunePolicy
 from cache_dit.engine.policies.reasons import step_reason
-from cache_dit.engine.sessions.reasons import no_hit_reason
+from cache_dit.engine.sessions.reasons import no_hit
 from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
@@ -133,6 +133,7 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         asked = state.options if latest is None else latest.options  # a request may have had options of its own
         for index, (chain, _) in enumerate(state.chains):
             chains.append(chain_stats(latest, index, chain.name, asked[index]))
+            chains[-1].reason = state.uncalled or chains[-1].reason
         whole = copy.copy(chains[-1])
         whole.name = type(transformer).__name__
         wholes.append(whole)
@@ -160,7 +161,8 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats.executed_blocks = sum(cache.executed for cache in caches.values())
     stats.possible_blocks = sum(cache.possible for cache in caches.values())
     stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
-    stats.reason = no_hit_reason(session, caches.values())
+    reason = no_hit(session, caches.values())
+    stats.reason = None if reason is None else reason.text
     if options.cache.plan is not None:
         stats.plan = outcome(options.cache, {_label(key, ""): cache for key, cache in caches.items()})
     return stats
