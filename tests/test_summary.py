@@ -453,6 +453,21 @@ def test_a_reason_is_said_once_for_a_model_until_the_cache_is_put_on_anew(caplog
         assert ["max_cached_steps=0" in one.message for one in caplog.records] == [False, True, False]
 
 
+def test_a_model_that_is_called_by_its_forward_was_never_called() -> None:
+    model = Toy("0", (5,))
+    cache_dit.enable_cache(model.adapter(), static("FCFCFC"))
+    hidden, encoder = stream_inputs()
+    with torch.no_grad(), counted(model.blocks) as fired:
+        for timestep in loop(6):
+            model.forward(hidden, encoder, timestep)
+    assert fired == dict.fromkeys(range(5), 6)
+    stats = stats_of(model)
+    assert "transformer.forward(…)" in (stats.reason or "") and "was not called" in (stats.reason or "")
+    assert "no step was cached: The transformer was not called" in report(stats)
+    denoise(model, loop(6))
+    assert (stats_of(model).steps_line, stats_of(model).reason) == ({"default": "FCFCFC"}, None)
+
+
 def test_a_run_with_a_hit_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="cache_dit"):
         model = ran(static("FFFFFC"))

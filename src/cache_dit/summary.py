@@ -239,7 +239,7 @@ def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
         yield "cache_dit: no cache is on"
         return
     config = stats.cache_options["cache_config"]
-    yield f"cache_dit: {stats.name}: {', '.join(_settings(config, stats.cache_options.get('calibrator_config')))}"
+    yield f"cache_dit: {stats.name}: {', '.join(settings(config, stats.cache_options.get('calibrator_config')))}"
     if stats.steps_line:
         yield _branches_table(stats)
     if stats.possible_blocks:
@@ -256,7 +256,7 @@ def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
             yield _steps_table(label, records, config)
 
 
-def _settings(config: BasicCacheConfig, calibrator: CalibratorConfig | None) -> Iterator[str]:
+def settings(config: BasicCacheConfig, calibrator: CalibratorConfig | None) -> Iterator[str]:
     """The type of cache, and the settings that took part: what a plan or a static mask decides is left to it."""
     yield str(config.cache_type)
     decided: tuple[str, ...] = _TOLD_OTHERWISE

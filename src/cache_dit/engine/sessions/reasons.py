@@ -11,7 +11,6 @@ from cache_dit.engine.forward.branch_cache import BranchCache
 from cache_dit.engine.policies.reasons import no_hit_code, refusal, why_no_hit
 from cache_dit.engine.sessions.session import Session
 
-
 NEVER_CALLED = (
     "The transformer was not called since enable_cache: call the module, as transformer.forward(…), or a wrapper that "
     "torch.compile made before, goes round the cache."
