@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import cache_dit
-from tests.kit.tiny_flux import generate, generate_video, static_config, tiny_pipeline, tiny_wan_pipeline
+from tests.kit.tiny_flux import (
+    flux_inputs,
+    generate,
+    generate_video,
+    static_config,
+    tiny_pipeline,
+    tiny_transformer,
+    tiny_wan_pipeline,
+)
 
 DYNAMIC: dict[str, Any] = {"Fn_compute_blocks": 1, "max_warmup_steps": 2, "residual_diff_threshold": 1.0}
 
@@ -36,8 +45,8 @@ def test_each_step_is_told_with_its_reason_and_the_text_is_printed(capsys: pytes
         "step 4 computed: max_continuous_cached_steps is reached",
         "steps 5–6 cached: nothing is measured, and no limit is reached",
         "in all: 22 of 42 blocks run, ideal speed-up 1.91",
-        "faster: max_warmup_steps=2 computed 2 of 7 steps: pass a smaller one.",
-        "max_continuous_cached_steps=2 computed 1 steps: pass a larger one.",
+        "faster: max_continuous_cached_steps=2 computed 1 of 7 steps: pass a larger one.",
+        "max_warmup_steps=2 computed 2 of 7 steps: pass a smaller one.",
     ]
     assert cache_dit.explain(pipe, logging=False) == text and capsys.readouterr().out == ""
 
@@ -57,7 +66,8 @@ def test_pipeline_transformer_and_adapter_tell_the_same() -> None:
         ({"residual_diff_threshold": 1e-4}, "is not above the smallest diff seen"),
         ({"max_warmup_steps": 4}, "max_warmup_steps=4 computed 4 of 9 steps"),
         ({"max_warmup_steps": 12}, "shorter than its warm-up of 12"),
-        ({"max_cached_steps": 3}, "max_cached_steps=3 computed 4 steps"),
+        ({"max_cached_steps": 3}, "max_cached_steps=3 computed 4 of 9 steps"),
+        ({"steps_computation_mask": [1, 1, 0, 1, 0, 1, 0, 1, 1]}, "pass one with more zeros"),
         ({"Fn_compute_blocks": 4}, "4 of 6 blocks run in cached steps too"),
     ],
 )
@@ -66,6 +76,16 @@ def test_what_held_the_cache_back_is_told_with_what_to_pass(options: dict[str, A
     generate(pipe, steps=9)
     told = cache_dit.explain(pipe, logging=False)
     assert hint in told[told.index("faster:") :]
+
+
+def test_steps_that_no_option_made_compute_are_told_with_their_reason() -> None:
+    transformer = cache_dit.enable_cache(tiny_transformer(), dynamic(max_warmup_steps=1, num_inference_steps=4))
+    with torch.no_grad():
+        for step, size in enumerate((4, 4, 2, 2)):
+            transformer(**flux_inputs(size=size), timestep=torch.tensor([1 - step / 4]))
+    told = cache_dit.explain(transformer, logging=False)
+    assert "FCFC" in told
+    assert "1 of 4 steps were computed: the shape, dtype or device of the hidden states changed." in told
 
 
 def test_a_mask_that_does_not_fit_is_noted() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -17,12 +16,16 @@ from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.summary import CacheStats, chain_stats, settings
 
-_LIMITS = {
-    "max_cached": "max_cached_steps",
-    "max_continuous": "max_continuous_cached_steps",
-    "accumulated": "max_accumulated_residual_diff_threshold",
+#: Of reason codes that an option makes: the option, and what to pass for it.
+_OPTIONS = {
+    "threshold": ("residual_diff_threshold", "a larger one"),
+    "max_cached": ("max_cached_steps", "a larger one"),
+    "max_continuous": ("max_continuous_cached_steps", "a larger one"),
+    "accumulated": ("max_accumulated_residual_diff_threshold", "a larger one"),
+    "mask": ("steps_computation_mask", "one with more zeros"),
 }
-"""The reason codes of limits, and the option that sets each."""
+#: Codes that every run has, or that are as asked for.
+_EXPECTED = {*_OPTIONS, "first", "warmup", "plan", "hit"}
 
 
 def explain(pipe_or_adapter: Any, logging: bool = True) -> str:
@@ -109,20 +112,20 @@ def _faster(stats: CacheStats, config: BasicCacheConfig, blocks: int) -> list[st
 
 def _held_back(records: Sequence[StepRecord], config: BasicCacheConfig, blocks: int) -> Iterator[str]:
     """A line for each thing that made steps, or blocks of cached steps, run."""
-    computed = [record for record in records if record.computed]
-    counts = Counter(record.why for record in computed)
-    if counts["threshold"]:
-        diffs = [record.diff for record in computed if record.why == "threshold" and record.diff is not None]
-        at = f", their diffs begin at {min(diffs):.3g}" if diffs else ""
-        threshold = f"residual_diff_threshold={config.residual_diff_threshold}"
-        yield f"{threshold} computed {counts['threshold']} of {len(records)} steps{at}: pass a larger one."
-    if config.max_warmup_steps > 1 and (warm := counts["first"] + counts["warmup"]) > len(records) / 4:
+    computed = {record.why: [one for one in records if one.computed and one.why == record.why] for record in records}
+    for why, found in computed.items():
+        made = f"computed {len(found)} of {len(records)} steps"
+        if why in _OPTIONS and found and not config.is_static:
+            diffs = [record.diff for record in found if why == "threshold" and record.diff is not None]
+            at = f", their diffs begin at {min(diffs):.3g}" if diffs else ""
+            option, then = _OPTIONS[why]
+            yield f"{option}={getattr(config, option)} {made}{at}: pass {then}."
+        elif why not in _EXPECTED and found:
+            yield f"{len(found)} of {len(records)} steps were computed: {step_reason(found[0], config)}."
+    warm = sum(len(computed.get(why, ())) for why in ("first", "warmup"))
+    if config.max_warmup_steps > 1 and warm > len(records) / 4:
         yield f"max_warmup_steps={config.max_warmup_steps} computed {warm} of {len(records)} steps: pass a smaller one."
-    for code, option in _LIMITS.items():
-        if counts[code]:
-            yield f"{option}={getattr(config, option)} computed {counts[code]} steps: pass a larger one."
-    if counts["conditioning"]:
-        yield f"{counts['conditioning']} steps computed as what conditions the run changed; that cannot be predicted."
     always = config.Fn_compute_blocks + config.Bn_compute_blocks
     if always > max(1, blocks / 4):
-        yield f"{always} of {blocks} blocks run in cached steps too: pass a smaller Fn_compute_blocks, or Bn."
+        names = "Fn_compute_blocks or Bn_compute_blocks" if config.Bn_compute_blocks else "Fn_compute_blocks"
+        yield f"{always} of {blocks} blocks run in cached steps too: pass a smaller {names}."
