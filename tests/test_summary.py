@@ -400,6 +400,8 @@ def test_quantiles_are_interpolated(values: list[float], share: float) -> None:
 
 # -- why nothing was cached
 
+PRUNE_NOTHING = DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=0.0)
+
 REASONS: dict[str, tuple[DBCacheConfig, str]] = {
     "threshold": (dynamic(residual_diff_threshold=1e-4), "residual_diff_threshold=0.0001 is not above the smallest"),
     "zero threshold": (dynamic(residual_diff_threshold=0.0), "residual_diff_threshold=0 caches nothing"),
@@ -451,6 +453,21 @@ def test_a_reason_is_said_once_for_a_model_until_the_cache_is_put_on_anew(caplog
         denoise(model, loop(6), seed=1)
         cache_dit.refresh_context(model)
         assert ["max_cached_steps=0" in one.message for one in caplog.records] == [False, True, False]
+
+
+@pytest.mark.parametrize("config", [dynamic(residual_diff_threshold=0.0), PRUNE_NOTHING], ids=["steps", "blocks"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_threshold_of_zero_is_not_told(config: DBCacheConfig, grad: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="cache_dit"):
+        model = Toy("0", (5,))
+        cache_dit.enable_cache(model.adapter(), config)
+        hidden, encoder = stream_inputs()
+        with torch.set_grad_enabled(grad):
+            for timestep in loop(6):
+                model(hidden.requires_grad_(grad), encoder, timestep)
+        assert stats_of(model).reason
+        cache_dit.disable_cache(model)
+    assert not caplog.records
 
 
 def test_a_model_that_is_called_by_its_forward_was_never_called() -> None:

@@ -199,6 +199,20 @@ def test_a_pipeline_that_leaves_out_the_last_timestep_or_begins_late_by_itself_i
     assert line(pipe) == "FCCF"
 
 
+def test_a_mask_that_comes_in_the_middle_of_a_run_is_fitted_too(caplog: Logged) -> None:
+    pipe = cache_dit.enable_cache(tiny_pipeline(), masked("FFFFFC"))
+    handle = cache_dit.session("other")
+
+    def change(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            handle.update(steps_computation_mask=[1, 0, 0, 0, 0, 0, 0, 0])
+        return {}
+
+    with handle, caplog.at_level(logging.WARNING, logger="cache_dit"):
+        generate(pipe, steps=6, callback_on_step_end=change)
+    assert line(pipe) == "FFCCCF" and "has 8 entries" in unfit(caplog)[0]
+
+
 def test_pruning_goes_by_the_steps_of_the_run(caplog: Logged) -> None:
     config = cache_dit.DBPruneConfig(
         Fn_compute_blocks=1,

@@ -85,7 +85,7 @@ def _scheduled(pipe: Any, scheduler: Any) -> Callable[[], int | None]:
 
     def scheduled() -> int | None:
         timesteps = getattr(scheduler, "timesteps", None)
-        if timesteps is None or timesteps is before or not hasattr(timesteps, "__len__"):
+        if timesteps is None or timesteps is before or not getattr(timesteps, "ndim", hasattr(timesteps, "__len__")):
             return None
         left = len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
         told = getattr(owner(), "_num_timesteps", left)  # what diffusers' pipelines say of the loop to come

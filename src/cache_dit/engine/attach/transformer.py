@@ -269,6 +269,8 @@ class TransformerState:
             session.use(before)
             session.num_inference_steps, session.guidance_checked = steps, known
             raise
+        for one in options:
+            self._say_misfit(session, one)
         for key, cache in list(session.caches.items()):
             name, _, index = key
             chain, one = self.chains[index][0], options[index]
@@ -294,6 +296,10 @@ class TransformerState:
             self.say(reason.code, "cache_dit: the cache was on and no step was cached: %s", reason.text)
         elif left is not None:
             self.say(left, "cache_dit: %s", left)
+
+    def _say_misfit(self, session: Session, options: ChainOptions) -> None:
+        if (unfit := misfit(session, options.cache)) is not None:
+            self.say(unfit, "cache_dit: %s", unfit)
 
     def say(self, what: Hashable, message: str, *values: object) -> None:
         """Warn in the log, but only once for each ``what``."""
@@ -428,8 +434,7 @@ class TransformerState:
         session, (branch, _, index) = forward.session, key
         chain, options = self.chains[index][0], session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
-        if (unfit := misfit(session, options.cache)) is not None:
-            self.say(unfit, "cache_dit: %s", unfit)
+        self._say_misfit(session, options)
         make = policy_maker(options, session, forward.request, branch, self._module(), latent=forward.latent)
         before = session.replaced.pop(key, None)
         if before is not None:

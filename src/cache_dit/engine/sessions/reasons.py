@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from cache_dit.config.base import as_number
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.masks import PresetMask
 from cache_dit.engine.forward.branch_cache import BranchCache
@@ -39,8 +40,10 @@ def no_hit(session: Session, caches: Iterable[BranchCache]) -> NoHit | None:
     """Why a request with the cache on had no cached step; None when it had one, or had no step."""
     caches = list(caches)
     if session.note is not None and not caches:
-        text = refusal(session.note, session.options[0].cache)
-        return None if text is None else NoHit(session.note, text)
+        config = session.options[0].cache
+        text = refusal(session.note, config)
+        asked = as_number("residual_diff_threshold", config.residual_diff_threshold) <= 0 and not config.is_static
+        return None if text is None else NoHit(session.note, text, asked)
     policies = [(policy, cache.options.cache) for cache in caches for policy in cache.policies().values()]
     if any(policy.cached_steps for policy, _ in policies):
         return None
