@@ -280,8 +280,12 @@ def test_a_loop_of_ones_own_that_leaves_the_scheduler_alone_says_its_steps_by_it
     pipe = tiny_pipeline()
 
     class Own(FluxPipeline):  # type: ignore[misc]
-        def __call__(self, num_inference_steps: int) -> None:
-            denoise(self.transformer, steps=num_inference_steps)
+        def __call__(self, num_inference_steps: int, sets: bool = False, **given: Any) -> Any:
+            if given:
+                return super().__call__(num_inference_steps=num_inference_steps, **given)
+            if sets:
+                self.scheduler.set_timesteps(num_inference_steps)
+            return denoise(self.transformer, steps=num_inference_steps)
 
     own = Own(**pipe.components)
     cache_dit.enable_cache(own, masked("FCCC"))
@@ -290,5 +294,9 @@ def test_a_loop_of_ones_own_that_leaves_the_scheduler_alone_says_its_steps_by_it
         assert line(own) == "FCCC"
         generate(pipe, steps=8)
         own(num_inference_steps=4)
+        assert line(own) == "FCCC"
+        generate(own, steps=3)
+        assert line(own) == "FCF"
+        own(4, sets=True)
     assert line(own) == "FCCC"
-    assert not unfit(caplog)
+    assert ["run has 3 steps" in one for one in unfit(caplog)] == [True]

@@ -82,6 +82,7 @@ def _scheduled(pipe: Any, scheduler: Any) -> Callable[[], int | None]:
     begins within them. None where the call has not set the scheduler's timesteps, or makes more steps than it has.
     """
     before, owner = getattr(scheduler, "timesteps", None), weakref.ref(pipe)
+    vars(pipe).pop("_num_timesteps", None)  # that of another call
 
     def scheduled() -> int | None:
         timesteps = getattr(scheduler, "timesteps", None)

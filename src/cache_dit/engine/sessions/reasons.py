@@ -10,6 +10,7 @@ from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.masks import PresetMask
 from cache_dit.engine.forward.branch_cache import BranchCache
 from cache_dit.engine.policies.reasons import no_hit_code, refusal, why_no_hit
+from cache_dit.engine.sessions.opening import fitted
 from cache_dit.engine.sessions.session import Session
 
 NEVER_CALLED = (
@@ -58,10 +59,9 @@ def no_hit(session: Session, caches: Iterable[BranchCache]) -> NoHit | None:
 def misfit(session: Session, config: BasicCacheConfig) -> str | None:
     """What to say of a mask of another length than the run; None: it fits, or nobody can know."""
     mask, steps = config.steps_computation_mask, session.length
-    fits = mask is None or steps in (None, len(mask)) or isinstance(mask, PresetMask)
-    if mask is None or fits or config.force_refresh_step_hint is not None:
+    if mask is None or steps is None or isinstance(mask, PresetMask) or fitted(config, steps) is config:
         return None
-    what = "it is cut, and the last step computes" if len(mask) > (steps or 0) else "the steps past its end compute"
+    what = "it is cut, and the last step computes" if len(mask) > steps else "the steps past its end compute"
     return (
         f"steps_computation_mask has {len(mask)} entries and the run has {steps} steps: {what}; pass a mask of {steps} "
         f"entries, see cache_dit.steps_mask"
