@@ -230,7 +230,7 @@ def test_a_calibration_is_for_the_steps_that_the_run_makes() -> None:
     pipe = heun()
     cache_dit.enable_cache(pipe, cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
     known = cache_dit.calibrate(pipe, lambda: sd3(pipe, 4), policy="magcache")
-    assert known.num_inference_steps == 7
+    assert (known.num_inference_steps, len(known.values())) == (4, 7)
     config = cache_dit.DBCacheConfig(
         Fn_compute_blocks=0,
         max_warmup_steps=1,
@@ -243,6 +243,26 @@ def test_a_calibration_is_for_the_steps_that_the_run_makes() -> None:
     assert line(pipe) == "FCCCCCC"
     with pytest.raises(cache_dit.ConfigError, match="num_inference_steps"):
         sd3(pipe, 7)
+
+
+def test_a_calibration_of_image_to_image_is_for_the_steps_that_are_left() -> None:
+    pipe = flux_img2img()
+    pipe.set_progress_bar_config(disable=True)
+    cache_dit.enable_cache(pipe, cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
+    known = cache_dit.calibrate(pipe, lambda: image_to_image(pipe, 0.5, 10), policy="magcache")
+    assert (known.num_inference_steps, len(known.values())) == (5, 5)
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=0,
+        max_warmup_steps=1,
+        policy="magcache",
+        policy_calibration=known,
+        residual_diff_threshold=9.0,
+    )
+    cache_dit.enable_cache(pipe, config)
+    image_to_image(pipe, 0.5, 10)
+    assert line(pipe) == "FCCCC"
+    with pytest.raises(cache_dit.ConfigError, match="num_inference_steps=5, not 10"):
+        image_to_image(pipe, 1.0, 10)
 
 
 def test_a_mask_that_begins_anew_in_the_run_has_a_length_of_its_own(caplog: Logged) -> None:
