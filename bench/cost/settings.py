@@ -38,7 +38,7 @@ def options_by_name(steps: int) -> dict[str, dict[str, Any] | None]:
         "alternate": threshold(ALWAYS, max_continuous_cached_steps=1),
         "half": static(half_mask(steps)),
         "only the first": static([1] + [0] * (steps - 1)),
-        "all": static([1] * steps + [0]),
+        "all": {**static([1] * steps + [0]), "num_inference_steps": steps + 1},  # one that is never made is cached
         "ratios of one": mag,
     }
 
