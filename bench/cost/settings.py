@@ -13,8 +13,9 @@ ALWAYS, NEVER = 0.99, 1e-9
 
 
 def static(mask: list[int], front: int = 0) -> dict[str, Any]:
-    """The options of a plan that is made in advance."""
-    return {"Fn_compute_blocks": front, "steps_computation_mask": mask, "steps_computation_policy": "static"}
+    """The options of a plan that is made in advance, of which a run may make the first steps only."""
+    masked = {"steps_computation_mask": mask, "steps_computation_policy": "static", "num_inference_steps": len(mask)}
+    return {"Fn_compute_blocks": front, **masked}
 
 
 def threshold(value: float, front: int = 1, **more: Any) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def options_by_name(steps: int) -> dict[str, dict[str, Any] | None]:
         "alternate": threshold(ALWAYS, max_continuous_cached_steps=1),
         "half": static(half_mask(steps)),
         "only the first": static([1] + [0] * (steps - 1)),
-        "all": {**static([1] * steps + [0]), "num_inference_steps": steps + 1},  # one that is never made is cached
+        "all": static([1] * steps + [0]),
         "ratios of one": mag,
     }
 
