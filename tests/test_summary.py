@@ -73,12 +73,13 @@ def test_what_is_not_cached_has_one_empty_entry() -> None:
         cache_dit.summary(FakeDiffusionPipeline())
 
 
-def test_before_the_first_step_there_are_options_and_nothing_else() -> None:
+def test_before_the_first_step_there_are_options_and_what_is_missing() -> None:
     model = Toy("0")
     cache_dit.enable_cache(model.adapter(), static("FC"))
     stats = stats_of(model)
     assert stats.cache_options == {"cache_config": static("FC"), "name": "blocks"}
-    assert (stats.steps_line, stats.cached_steps, stats.executed_blocks, stats.reason) == ({}, [], 0, None)
+    assert (stats.steps_line, stats.cached_steps, stats.executed_blocks) == ({}, [], 0)
+    assert "was not called" in (stats.reason or "")
     assert stats.step_records == {}
     assert stats.ideal_speedup == 1.0
 
@@ -399,6 +400,8 @@ def test_quantiles_are_interpolated(values: list[float], share: float) -> None:
 
 # -- why nothing was cached
 
+PRUNE_NOTHING = DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=0.0)
+
 REASONS: dict[str, tuple[DBCacheConfig, str]] = {
     "threshold": (dynamic(residual_diff_threshold=1e-4), "residual_diff_threshold=0.0001 is not above the smallest"),
     "zero threshold": (dynamic(residual_diff_threshold=0.0), "residual_diff_threshold=0 caches nothing"),
@@ -427,16 +430,59 @@ def test_a_run_without_a_hit_says_why_in_its_summary_and_once_in_the_log(
         assert sentence in (stats.reason or "")
         assert sentence in report(stats)
         cache_dit.disable_cache(model)
-    assert [sentence in record.message for record in caplog.records] == [True]
+    said = why != "zero threshold"  # that is what was asked for
+    assert [sentence in record.message for record in caplog.records] == [True] * said
 
 
-def test_each_request_has_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reason_is_said_once_for_a_model_until_the_cache_is_put_on_anew(caplog: pytest.LogCaptureFixture) -> None:
+    config = dynamic(residual_diff_threshold=1e-4)
     with caplog.at_level(logging.WARNING, logger="cache_dit"):
-        model = ran(dynamic(residual_diff_threshold=1e-4))
-        for seed in (1, 2):
+        model = ran(config)
+        for seed in (1, 2):  # their smallest diffs are others, the reason is not
             denoise(model, loop(6), seed=seed)
         cache_dit.refresh_context(model)
-    assert len(caplog.records) == 3
+        assert len(caplog.records) == 1
+        denoise(model, loop(6), seed=1)
+        assert "not above the smallest" in (stats_of(model).reason or "")
+        cache_dit.refresh_context(model, max_cached_steps=0, residual_diff_threshold=0.5)
+        assert len(caplog.records) == 1
+        denoise(model, loop(6), seed=1)
+        cache_dit.refresh_context(model)
+        assert ["max_cached_steps=0" in one.message for one in caplog.records] == [False, True]
+        cache_dit.enable_cache(model.adapter(), config)
+        denoise(model, loop(6), seed=1)
+        cache_dit.refresh_context(model)
+        assert ["max_cached_steps=0" in one.message for one in caplog.records] == [False, True, False]
+
+
+@pytest.mark.parametrize("config", [dynamic(residual_diff_threshold=0.0), PRUNE_NOTHING], ids=["steps", "blocks"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_threshold_of_zero_is_not_told(config: DBCacheConfig, grad: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="cache_dit"):
+        model = Toy("0", (5,))
+        cache_dit.enable_cache(model.adapter(), config)
+        hidden, encoder = stream_inputs()
+        with torch.set_grad_enabled(grad):
+            for timestep in loop(6):
+                model(hidden.requires_grad_(grad), encoder, timestep)
+        assert stats_of(model).reason
+        cache_dit.disable_cache(model)
+    assert not caplog.records
+
+
+def test_a_model_that_is_called_by_its_forward_was_never_called() -> None:
+    model = Toy("0", (5,))
+    cache_dit.enable_cache(model.adapter(), static("FCFCFC"))
+    hidden, encoder = stream_inputs()
+    with torch.no_grad(), counted(model.blocks) as fired:
+        for timestep in loop(6):
+            model.forward(hidden, encoder, timestep)
+    assert fired == dict.fromkeys(range(5), 6)
+    stats = stats_of(model)
+    assert "transformer.forward(…)" in (stats.reason or "") and "was not called" in (stats.reason or "")
+    assert "no step was cached: The transformer was not called" in report(stats)
+    denoise(model, loop(6))
+    assert (stats_of(model).steps_line, stats_of(model).reason) == ({"default": "FCFCFC"}, None)
 
 
 def test_a_run_with_a_hit_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

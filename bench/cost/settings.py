@@ -13,8 +13,9 @@ ALWAYS, NEVER = 0.99, 1e-9
 
 
 def static(mask: list[int], front: int = 0) -> dict[str, Any]:
-    """The options of a plan that is made in advance."""
-    return {"Fn_compute_blocks": front, "steps_computation_mask": mask, "steps_computation_policy": "static"}
+    """The options of a plan that is made in advance, of which a run may make the first steps only."""
+    masked = {"steps_computation_mask": mask, "steps_computation_policy": "static", "num_inference_steps": len(mask)}
+    return {"Fn_compute_blocks": front, **masked}
 
 
 def threshold(value: float, front: int = 1, **more: Any) -> dict[str, Any]:

@@ -7,7 +7,10 @@ import typing as _typing
 
 import cache_dit.compat as _compat  # noqa: F401 - what old import paths need, light
 from cache_dit.lazy import lazy_names as _lazy_names
+from cache_dit.logger import follow_environment as _follow_environment
 from cache_dit.version import REFERENCE_API, __version__, version_tuple
+
+_follow_environment()
 
 if _typing.TYPE_CHECKING:
     from cache_dit import caching as caching
@@ -71,6 +74,7 @@ if _typing.TYPE_CHECKING:
     from cache_dit.models.catalog import preset, supported_matrix
     from cache_dit.planning.calibrate import calibrate
     from cache_dit.planning.planner import plan
+    from cache_dit.report.explain import explain
     from cache_dit.summary import CacheStats, strify, summary
     from cache_dit.utils import disable_print
 
@@ -118,6 +122,7 @@ else:
             "models.catalog": ("preset", "supported_matrix"),
             "planning.calibrate": ("calibrate",),
             "planning.planner": ("plan",),
+            "report.explain": ("explain",),
             "summary": ("CacheStats", "strify"),
             "utils": ("disable_print",),
         },
@@ -172,6 +177,7 @@ __all__ = [
     "disable_cache",
     "disable_print",
     "enable_cache",
+    "explain",
     "get_adapter",
     "init_logger",
     "inspect",

@@ -57,15 +57,33 @@ def init_logger(name: str) -> logging.Logger:
         ConfigError: the level is unknown.
     """
     logger = logging.getLogger(name)
+    _set_level(logger)
+    logger.propagate = False
+    for handler in _handlers(ENV.CACHE_DIT_LOG_DIR):
+        logger.addHandler(handler)  # once: a handler that is there already is not added again
+    return logger
+
+
+def _set_level(logger: logging.Logger) -> None:
     level = str(ENV.CACHE_DIT_LOG_LEVEL).upper()
     try:
         logger.setLevel(level)
     except ValueError as error:
         raise ConfigError(f"CACHE_DIT_LOG_LEVEL={level!r} is unknown: pass debug, info, warning, error") from error
-    logger.propagate = False
-    for handler in _handlers(ENV.CACHE_DIT_LOG_DIR):
-        logger.addHandler(handler)  # once: a handler that is there already is not added again
-    return logger
+
+
+def follow_environment() -> None:
+    """Give the package's own loggers the level of ``CACHE_DIT_LOG_LEVEL``, where it is set; called at its import.
+
+    An unknown level changes nothing, and is said in the log.
+    """
+    package = logging.getLogger(__package__)
+    if "CACHE_DIT_LOG_LEVEL" not in os.environ:
+        return
+    try:
+        _set_level(package)
+    except ConfigError as error:
+        package.warning("cache_dit: %s", error)
 
 
 def logging_rank_0(logger: logging.Logger, msg: str, level: int = logging.INFO) -> None:

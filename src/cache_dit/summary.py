@@ -21,7 +21,7 @@ from cache_dit.engine.policies.base import StepRecord
 from cache_dit.engine.policies.plan import outcome
 from cache_dit.engine.policies.prune import PrunePolicy
 from cache_dit.engine.policies.reasons import step_reason
-from cache_dit.engine.sessions.reasons import no_hit_reason
+from cache_dit.engine.sessions.reasons import no_hit
 from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
@@ -133,6 +133,7 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         asked = state.options if latest is None else latest.options  # a request may have had options of its own
         for index, (chain, _) in enumerate(state.chains):
             chains.append(chain_stats(latest, index, chain.name, asked[index]))
+            chains[-1].reason = state.uncalled or chains[-1].reason
         whole = copy.copy(chains[-1])
         whole.name = type(transformer).__name__
         wholes.append(whole)
@@ -160,7 +161,8 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats.executed_blocks = sum(cache.executed for cache in caches.values())
     stats.possible_blocks = sum(cache.possible for cache in caches.values())
     stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
-    stats.reason = no_hit_reason(session, caches.values())
+    reason = no_hit(session, caches.values())
+    stats.reason = None if reason is None else reason.text
     if options.cache.plan is not None:
         stats.plan = outcome(options.cache, {_label(key, ""): cache for key, cache in caches.items()})
     return stats
@@ -237,7 +239,7 @@ def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
         yield "cache_dit: no cache is on"
         return
     config = stats.cache_options["cache_config"]
-    yield f"cache_dit: {stats.name}: {', '.join(_settings(config, stats.cache_options.get('calibrator_config')))}"
+    yield f"cache_dit: {stats.name}: {', '.join(settings(config, stats.cache_options.get('calibrator_config')))}"
     if stats.steps_line:
         yield _branches_table(stats)
     if stats.possible_blocks:
@@ -254,7 +256,7 @@ def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
             yield _steps_table(label, records, config)
 
 
-def _settings(config: BasicCacheConfig, calibrator: CalibratorConfig | None) -> Iterator[str]:
+def settings(config: BasicCacheConfig, calibrator: CalibratorConfig | None) -> Iterator[str]:
     """The type of cache, and the settings that took part: what a plan or a static mask decides is left to it."""
     yield str(config.cache_type)
     decided: tuple[str, ...] = _TOLD_OTHERWISE

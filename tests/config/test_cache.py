@@ -21,6 +21,7 @@ from cache_dit.config import (
     steps_mask,
 )
 from cache_dit.config.base import SparseConfig
+from cache_dit.config.modifier import overlay
 from cache_dit.errors import CacheDitError, ConfigError
 
 MASK = "a list of at least one 0 (may be cached) or 1 (compute), or one of slow, medium, fast, ultra"
@@ -393,3 +394,27 @@ def test_a_configuration_is_shown_as_the_call_that_makes_it(config: SparseConfig
 def test_a_block_range_of_no_integers_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError, match="is not valid: expected an integer"):
         block_range(*arguments)
+
+
+# -- a mask's length
+
+
+@pytest.mark.parametrize("make", [DBCacheConfig, DBPruneConfig])
+@pytest.mark.parametrize("mask", [[1, 0, 0], (1, 0, 0, 1, 1)])
+def test_a_mask_and_another_number_of_steps_in_one_configuration_are_refused(make: Any, mask: Any) -> None:
+    said = rf"steps_computation_mask has {len(mask)} entries and num_inference_steps=4: pass one entry per step"
+    options = {"steps_computation_mask": mask, "num_inference_steps": 4}
+    for attempt in (make, make().reset, make().update):
+        with pytest.raises(ConfigError, match=said):
+            attempt(**options)
+    assert make(steps_computation_mask=mask, num_inference_steps=len(mask)).steps_computation_mask == list(mask)
+    assert make(**options, force_refresh_step_hint=2).steps_computation_mask == list(mask)  # it begins anew
+
+
+def test_a_number_of_steps_that_comes_later_leaves_a_mask_of_ones_own_and_makes_a_presets_anew() -> None:
+    own = DBCacheConfig(steps_computation_mask=[1, 0, 0], num_inference_steps=3)
+    assert overlay(own, {"num_inference_steps": 4}, complete=True).steps_computation_mask == [1, 0, 0]
+    assert own.update(num_inference_steps=4).steps_computation_mask == [1, 0, 0]
+    preset = DBCacheConfig(steps_computation_mask="fast", num_inference_steps=28)
+    for later in (overlay(preset, {"num_inference_steps": 20}, complete=True), preset.update(num_inference_steps=20)):
+        assert later.steps_computation_mask == steps_mask(total_steps=20, mask_policy="fast")

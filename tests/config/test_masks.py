@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_dit.config.masks import steps_mask
+from cache_dit.config.masks import PresetMask, fitted_mask, steps_mask
 from cache_dit.errors import ConfigError
 
 PRESETS = ("slow", "medium", "fast", "ultra")
@@ -158,3 +159,16 @@ def test_what_cannot_be_planned_is_refused(arguments: dict[str, object], message
     with pytest.raises(ConfigError) as raised:
         steps_mask(**arguments)  # type: ignore[arg-type]
     assert message in str(raised.value)
+
+
+@given(st.lists(st.sampled_from([0, 1]), min_size=1, max_size=40), st.integers(1, 40))
+def test_a_mask_of_ones_own_is_cut_and_ends_with_a_computed_step(mask: list[int], steps: int) -> None:
+    fitted = fitted_mask(mask, steps)
+    assert fitted == (mask if len(mask) <= steps else [*mask[: steps - 1], 1])
+
+
+@given(st.sampled_from(PRESETS), st.integers(1, 60), st.integers(1, 60))
+def test_a_presets_mask_is_made_anew_also_as_a_copy(preset: str, steps: int, others: int) -> None:
+    mask = copy.deepcopy(PresetMask(preset, steps))
+    assert mask == steps_mask(total_steps=steps, mask_policy=preset)
+    assert fitted_mask(mask, others) == steps_mask(total_steps=others, mask_policy=preset)

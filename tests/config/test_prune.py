@@ -68,6 +68,6 @@ def test_block_ids_may_be_any_sequence_and_are_not_the_callers_list() -> None:
 
 
 def test_strify_leaves_out_mask_steps_and_guidance() -> None:
-    config = DBPruneConfig(residual_diff_threshold=0.05, num_inference_steps=6, steps_computation_mask=[1, 0])
+    config = DBPruneConfig(residual_diff_threshold=0.05, num_inference_steps=2, steps_computation_mask=[1, 0])
     assert config.strify() == "DBPrune_F8B0_W8I1M0MC0_R0.05"
     assert DBPruneConfig().reset(max_warmup_steps=4).strify() == "-_F-B-_W4I-M-MC-_R-"

@@ -360,6 +360,16 @@ def test_wan_animate_2_takes_up_the_reference_in_a_call_that_is_no_step(front: i
     assert lines(model) == {"default": "FCCFCC"}
 
 
+def test_wan_animate_2_says_why_nothing_is_cached_where_only_the_reference_is_taken_up() -> None:
+    model = tiny("WanAnimate2Transformer3DModel")
+    given = inputs("WanAnimate2Transformer3DModel", timestep=1.0)
+    cache_dit.enable_cache(model, static("FCCF"))
+    repeated(model, reference(given["kv_cache"]), 4)
+    assert "in a way that is no step" in (cache_dit.summary(model, logging=False)[0].reason or "")
+    repeated(model, given, 4)
+    assert (lines(model), cache_dit.summary(model, logging=False)[0].reason) == ({"default": "FCCF"}, None)
+
+
 @pytest.mark.parametrize(("front", "back"), [(1, 0), (0, 1), (9, 0)])
 def test_wan_animate_2_leaves_out_a_block_in_a_branch_of_its_own(front: int, back: int) -> None:
     model = tiny("WanAnimate2Transformer3DModel", num_layers=11)

@@ -192,6 +192,7 @@ class SparseConfig:
             if getattr(self, name) is None:
                 setattr(self, name, meaning)
         self._check()
+        self._refuse_given(vars(self))
 
     def _check(self) -> None:
         self._normalize()
@@ -215,6 +216,10 @@ class SparseConfig:
 
     def _validate_together(self) -> None:
         """Raise `ConfigError` for values that exclude each other."""
+
+    @classmethod
+    def _refuse_given(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` for options, given in one go, that contradict each other; laid over others, they may."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -281,6 +286,7 @@ class SparseConfig:
         changed = copy.copy(self)
         changed._set(options)
         changed._check()
+        self._refuse_given({name: vars(changed)[name] for name, value in options.items() if value is not None})
         vars(self).update(vars(changed))
         return self
 
@@ -290,6 +296,7 @@ class SparseConfig:
         vars(blank).update({name: None for name in _names(type(self)) if name not in self._kept_by_empty})
         blank._set(options)
         blank._check()
+        self._refuse_given(vars(blank))
         vars(self).update(vars(blank))
         return self
 

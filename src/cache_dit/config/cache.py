@@ -26,7 +26,7 @@ from cache_dit.config.base import (
     unknown_key,
 )
 from cache_dit.config.extra import ExtraCacheConfig
-from cache_dit.config.masks import PRESETS, steps_mask
+from cache_dit.config.masks import PRESETS, PresetMask, fitted_mask
 from cache_dit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _preset_mask(name: str, preset: str, steps: Any) -> list[int] | None:
             f"{name}={preset!r} names a preset, which needs the number of steps: pass num_inference_steps too, "
             "e.g. num_inference_steps=28"
         )
-    return steps_mask(total_steps=steps, mask_policy=preset)
+    return None if preset == "none" else PresetMask(preset, steps)
 
 
 def _tag(value: Any, shown: Callable[[Any], object] = str) -> str:
@@ -215,7 +215,10 @@ class BasicCacheConfig(SparseConfig):
         num_inference_steps: steps of a request, at least 1, for a bare transformer, which cannot know it otherwise.
         steps_computation_mask: one entry per step, 1: compute, 0: may be cached; see `steps_mask`. A preset's name
             (`"slow"`, `"medium"`, `"fast"`, `"ultra"`) makes its mask, and needs `num_inference_steps`; `"none"`: no
-            mask. The mask stays when `num_inference_steps` is changed later.
+            mask. A preset's mask follows the number of steps that a run turns out to have. A mask of one's own of
+            another length than the run is said once in the log: what is too long is cut, and the last step computes;
+            steps past its end compute. Given together with `num_inference_steps`, it must have as many entries, unless
+            `force_refresh_step_hint` lets it begin anew.
         steps_computation_policy: `"dynamic"`: a 0 in the mask allows caching, and the threshold decides; `"static"`:
             a 0 is a cached step, nothing is measured, and the limits do not apply. A preset's name is taken as
             `"dynamic"`, and makes the mask if none is given.
@@ -316,7 +319,9 @@ class BasicCacheConfig(SparseConfig):
             self.cache_type = known_cache_type(self.cache_type)
         self._resolve_presets()
         mask: Any = self.steps_computation_mask
-        if isinstance(mask, (list, tuple)) and all(isinstance(bit, numbers.Integral) for bit in mask):
+        if isinstance(mask, PresetMask):
+            self.steps_computation_mask = fitted_mask(mask, self.num_inference_steps or len(mask))
+        elif isinstance(mask, (list, tuple)) and all(isinstance(bit, numbers.Integral) for bit in mask):
             self.steps_computation_mask = [int(bit) for bit in mask]
         if _is_torch(self.cache_device, "device"):
             self.cache_device = str(self.cache_device)
@@ -324,6 +329,16 @@ class BasicCacheConfig(SparseConfig):
             self.cache_dtype = str(self.cache_dtype).removeprefix("torch.")
         if self.plan is not None:
             self._leave_to_plan()
+
+    @classmethod
+    def _refuse_given(cls, options: Mapping[str, Any]) -> None:
+        mask, steps = options.get("steps_computation_mask"), options.get("num_inference_steps")
+        if not isinstance(mask, (list, tuple)) or steps in (None, len(mask)) or options.get("force_refresh_step_hint"):
+            return
+        raise ConfigError(
+            f"steps_computation_mask has {len(mask)} entries and num_inference_steps={steps}: pass one entry per step, "
+            f"e.g. steps_mask(total_steps={steps}, mask_policy='medium'), or leave out num_inference_steps"
+        )
 
     def _leave_to_plan(self) -> None:
         """With a plan, cached steps run no block: F and B are 0 where nobody asked for some."""

@@ -56,6 +56,31 @@ PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
 _FITTED_ROW = 28
 
 
+class PresetMask(list[int]):
+    """The mask of a preset, which can be made for another number of steps.
+
+    Args:
+        preset: the preset's name.
+        total_steps: the number of steps.
+    """
+
+    def __init__(self, preset: str, total_steps: int) -> None:
+        super().__init__(steps_mask(total_steps=total_steps, mask_policy=preset) or [])
+        self.preset = preset
+
+
+def fitted_mask(mask: list[int], total_steps: int) -> list[int]:
+    """A mask for a run of so many steps: a preset's is made for them; of another, what is too long is cut.
+
+    The last step of a mask that is cut is computed, and so is every step past the end of one that is too short.
+    """
+    if len(mask) == total_steps:
+        return mask
+    if isinstance(mask, PresetMask):
+        return PresetMask(mask.preset, total_steps)
+    return [*mask[: total_steps - 1], 1] if len(mask) > total_steps else mask
+
+
 def steps_mask(
     compute_bins: Sequence[int] | None = None,
     cache_bins: Sequence[int] | None = None,

@@ -76,11 +76,11 @@ class _Trails(Observer):
 
     @property
     def num_inference_steps(self) -> int:
-        """How many steps the run was asked for, where a pipeline knows it, else how many it made."""
+        """How many steps the run was asked for, where a pipeline knows it, or made, where these are fewer."""
         session = self.session
-        if session is not None and not session.counts_down and session.num_inference_steps is not None:
-            return session.num_inference_steps
-        return 1 + max(trail.steps[-1] for trail in self._by_cache.values())
+        made = 1 + max(trail.steps[-1] for trail in self._by_cache.values())
+        asked = None if session is None or session.counts_down else session.handle.steps(session.num_inference_steps)
+        return made if asked is None else min(asked, made)
 
 
 def calibrate(

@@ -340,7 +340,7 @@ def test_limits_hold_for_every_policy(policy: str) -> None:
     cache_dit.enable_cache(model, asked(policy, **generous, max_cached_steps=3))
     run(model)
     assert line(model) == "FFCCFCFFFFFF"
-    cache_dit.enable_cache(model, asked(policy, **generous, steps_computation_mask=[1, 0, 1, 0, 0, 0]))
+    cache_dit.enable_cache(model, asked(policy, **generous, steps_computation_mask=[1, 0, 1, 0, 0, 0, *[1] * 6]))
     run(model)
     assert line(model) == ("FFFCCFFFFFFF" if policy == "easycache" else "FCFCCFFFFFFF")  # a rate takes two steps
 
@@ -476,7 +476,7 @@ def frozen(model: Any, name: str, steps: int, *branches: str) -> None:
         ({"max_warmup_steps": 2, "max_cached_steps": 3}, 8, "FFCCCFFF"),
         ({"max_warmup_steps": 0}, 5, "FCCCC"),
         ({"max_warmup_steps": 2, "max_continuous_cached_steps": 1}, 8, "FFCFCFCF"),
-        ({"max_warmup_steps": 8, "steps_computation_mask": [1, 1, 0, 0, 1, 0, 0, 1]}, 10, "FFCCFCCFFF"),
+        ({"max_warmup_steps": 8, "steps_computation_mask": [1, 1, 0, 0, 1, 0, 0, 1, 1, 1]}, 10, "FFCCFCCFFF"),
         ({"max_warmup_steps": 2, "force_refresh_step_hint": 4}, 10, "FFCCFFCCCC"),
         ({"max_warmup_steps": 1, "force_refresh_step_hint": 4}, 10, "FCCCFCCCCC"),
         (

@@ -37,7 +37,7 @@ from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.state.history import History
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import same
-from tests.kit.toys import Toy, denoise, dynamic, line, lines, loop, static
+from tests.kit.toys import Toy, denoise, dynamic, line, lines, loop, static, stream_inputs
 from tests.kit.walks import Walk, Walked, nbytes, walked
 
 STEPS = 8
@@ -956,3 +956,31 @@ def test_the_histories_of_one_request_are_no_other_s(monkeypatch: pytest.MonkeyP
 def test_a_session_is_refused_what_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(cache_dit.ConfigError, match=rf"{next(iter(options))}=.* is not valid: expected"):
         cache_dit.session("a", **options)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_generators_that_take_turns_call_by_their_handles(copied: bool) -> None:
+    """Servers run each ``next`` in a context of its own, or all of them in one: a handle's call is right in both."""
+    model = Toy("0", (5,))
+    cache_dit.enable_cache(model.adapter(), static(PLAN))
+    inputs = {seed: stream_inputs(seed=seed) for seed in (1, 2)}
+
+    def steps(seed: int) -> Iterator[Tensor]:
+        handle = cache_dit.session(f"seed {seed}", num_inference_steps=STEPS)
+        hidden, encoder = inputs[seed]
+        for timestep in loop(STEPS):
+            output = handle.call(model, hidden, encoder, timestep=timestep)
+            hidden = hidden - output / STEPS
+            yield output
+
+    def following(run: Iterator[Tensor]) -> Tensor:
+        return contextvars.copy_context().run(next, run) if copied else next(run)
+
+    with torch.no_grad():
+        alone = {seed: [following(run) for _ in range(STEPS)] for seed in (1, 2) for run in [steps(seed)]}
+        runs = {seed: steps(seed) for seed in (1, 2)}
+        turns = [{seed: following(run) for seed, run in runs.items()} for _ in range(STEPS)]
+    assert current_request() is None
+    for seed in (1, 2):
+        assert same([turn[seed] for turn in turns], alone[seed])
+    assert line(model) == PLAN

@@ -34,7 +34,19 @@ class PipelineState:
         # of several transformers each makes a part of the steps: how many, only its own options can say
         steps = None if len(self.transformers) > 1 else _steps(type(pipe).__call__, pipe, args, kwargs)
         scheduler = getattr(pipe, "scheduler", None)
-        return Request(object(), steps, counts_down=False, scheduler=scheduler, outer=current_request())
+        return Request(
+            object(),
+            steps,
+            counts_down=False,
+            scheduler=scheduler,
+            outer=current_request(),
+            scheduled=None if self._in_parts(pipe) else _scheduled(pipe, scheduler),
+        )
+
+    def _in_parts(self, pipe: Any) -> bool:
+        """Whether each of several transformers of one kind, cached or not, makes a part of the steps."""
+        held = [_kind(value) for value in vars(pipe).values()]
+        return len(self.transformers) > 1 or any(held.count(_kind(one)) > 1 for one in self.transformers.values())
 
     def end(self, request: Request) -> None:
         """Free what the call kept."""
@@ -56,6 +68,33 @@ class PipelineState:
                     "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
                 )
                 self.enable(attribute, module)
+
+
+def _kind(value: Any) -> str:
+    """The name of an object's class, of what is inside where it is compiled; a cached one has its class's name."""
+    return type(getattr(value, "_orig_mod", value)).__name__
+
+
+def _scheduled(pipe: Any, scheduler: Any) -> Callable[[], int | None]:
+    """What tells, once a run of a pipeline's call has begun, how many steps its scheduler has for it.
+
+    That is the rest of its timesteps: a scheduler of second order has each but the first twice, and image-to-image
+    begins within them. None where the call has not set the scheduler's timesteps, or makes more steps than it has.
+    """
+    before, owner = getattr(scheduler, "timesteps", None), weakref.ref(pipe)
+    vars(pipe).pop("_num_timesteps", None)  # that of another call
+
+    def scheduled() -> int | None:
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is None or timesteps is before or not getattr(timesteps, "ndim", hasattr(timesteps, "__len__")):
+            return None
+        left = len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+        told = getattr(owner(), "_num_timesteps", left)  # what diffusers' pipelines say of the loop to come
+        if not isinstance(told, int) or told > len(timesteps):
+            return None
+        return min(left, told) if min(left, told) > 0 else None
+
+    return scheduled
 
 
 def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

@@ -26,7 +26,7 @@ from cache_dit.engine.plans.scope import branch_name
 from cache_dit.engine.policies.plan import departure
 from cache_dit.engine.sessions.call_reader import CallReader, needs_grad, shallow, sigma_of
 from cache_dit.engine.sessions.opening import cache_class, layout_now, policy_maker, scope_of
-from cache_dit.engine.sessions.reasons import no_hit_reason
+from cache_dit.engine.sessions.reasons import NEVER_CALLED, NO_STEP, misfit, no_hit
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
 from cache_dit.engine.sessions.session import CacheKey, Session
@@ -115,6 +115,9 @@ class TransformerState:
         #: The module whose calls are counted: the transformer, or the compiled wrapper around it.
         self.owner: Callable[[], Any] = lambda: None
         self.model_class = type(module).__name__
+        #: What the log has said of this model, by what tells one reason from another.
+        self.said: set[Hashable] = set()
+        self._passed_by = False  # whether a call was none of the cache's
         self._module = weakref.ref(module)
 
     # -- what is asked of it
@@ -144,6 +147,13 @@ class TransformerState:
     def latest(self) -> Session | None:
         """The request that was opened last."""
         return self.router.pool.latest
+
+    @property
+    def uncalled(self) -> str | None:
+        """Why there is no request to tell of, or None where there is one."""
+        if self.latest is not None:
+            return None
+        return NO_STEP if self._passed_by else NEVER_CALLED
 
     @property
     def cache_classes(self) -> list[type]:
@@ -197,10 +207,13 @@ class TransformerState:
 
     def opened(self, request: Request, direction: int) -> Session:
         """A new session for a request."""
+        scheduled = None if request.scheduled is None else request.scheduled()
+        asked = request.steps(self.config.num_inference_steps or _planned_steps(self.options))
         return Session(
             self.options,
             direction=direction,
-            num_inference_steps=request.steps(self.config.num_inference_steps or _planned_steps(self.options)),
+            num_inference_steps=scheduled or asked,
+            exact=request.counts_down or scheduled is not None,
             counts_down=request.counts_down,
             keep=request.keep,
         )
@@ -238,7 +251,8 @@ class TransformerState:
             return
         before, steps, known = session.options, session.num_inference_steps, session.guidance_checked
         session.use(options)
-        session.num_inference_steps = request.steps(steps or _planned_steps(options))
+        if session.counts_down or not session.exact:
+            session.num_inference_steps = request.steps(steps or _planned_steps(options))
         try:
             if not options[0].plans_as(before[0]):
                 session.guidance_checked = False
@@ -255,6 +269,8 @@ class TransformerState:
             session.use(before)
             session.num_inference_steps, session.guidance_checked = steps, known
             raise
+        for one in options:
+            self._say_misfit(session, one)
         for key, cache in list(session.caches.items()):
             name, _, index = key
             chain, one = self.chains[index][0], options[index]
@@ -267,16 +283,29 @@ class TransformerState:
             cache.renew(one, layout, makers[name, index])
 
     def explain(self, session: Session) -> None:
-        """One line of log that says why, when a request had the cache on and nothing was skipped."""
+        """One line of log that says why, when a request had the cache on and nothing was skipped, unless it was said.
+
+        Nothing is said of a threshold of 0, which asks for that.
+        """
         if session.explained or self.observer is not None:
             return
-        reason = no_hit_reason(session, session.caches.values())
-        if reason is not None:
-            session.explained = True
-            logger.warning("cache_dit: the cache was on and no step was cached: %s", reason)
-        elif (left := departure(session.caches)) is not None:
-            session.explained = True
-            logger.warning("cache_dit: %s", left)
+        reason = no_hit(session, session.caches.values())
+        left = departure(session.caches) if reason is None else None
+        session.explained = reason is not None or left is not None
+        if reason is not None and not reason.asked:
+            self.say(reason.code, "cache_dit: the cache was on and no step was cached: %s", reason.text)
+        elif left is not None:
+            self.say(left, "cache_dit: %s", left)
+
+    def _say_misfit(self, session: Session, options: ChainOptions) -> None:
+        if (unfit := misfit(session, options.cache)) is not None:
+            self.say(unfit, "cache_dit: %s", unfit)
+
+    def say(self, what: Hashable, message: str, *values: object) -> None:
+        """Warn in the log, but only once for each ``what``."""
+        if what not in self.said:
+            self.said.add(what)
+            logger.warning(message, *values)
 
     # -- a forward
 
@@ -293,6 +322,7 @@ class TransformerState:
         """
         given = self.reader.given(args, kwargs) if args else kwargs
         if self.rules.bypasses is not None and self.rules.bypasses(given):
+            self._passed_by = True
             return None
         entered = ENTERED.get()
         request = entered[-1] if entered else self.router.own.request
@@ -404,6 +434,7 @@ class TransformerState:
         session, (branch, _, index) = forward.session, key
         chain, options = self.chains[index][0], session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
+        self._say_misfit(session, options)
         make = policy_maker(options, session, forward.request, branch, self._module(), latent=forward.latent)
         before = session.replaced.pop(key, None)
         if before is not None:

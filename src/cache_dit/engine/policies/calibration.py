@@ -111,7 +111,10 @@ class PolicyCalibration:
         num_inference_steps: int | None = None,
         scheduler: str | None = None,
     ) -> None:
-        """Raise `ConfigError` unless this calibration is one for these; None: unknown, not compared."""
+        """Raise `ConfigError` unless this calibration is one for these; None: unknown, not compared.
+
+        A run has as many steps as were asked for, or as there are ratios: a scheduler of second order makes more.
+        """
         asked = {
             "policy": policy,
             "model_class": model_class,
@@ -121,12 +124,19 @@ class PolicyCalibration:
         different = [
             f"{name}={known!r}, not {value!r}"
             for name, value in asked.items()
-            if value is not None and (known := getattr(self, name)) is not None and known != value
+            if value is not None
+            and (known := getattr(self, name)) is not None
+            and value not in (known, *self._made(name))
         ]
         if different:
             raise ConfigError(
                 f"policy_calibration was made with {'; '.join(different)}: calibrate anew, or run what it was made with"
             )
+
+    def _made(self, name: str) -> set[int]:
+        """What a field may be beside its value: of a number of steps, the number that the calibration run made."""
+        counted = name == "num_inference_steps" and self.policy == "magcache"
+        return {len(ratios) for ratios in self.branches.values()} if counted else set()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a JSON file, with sorted keys."""

@@ -67,6 +67,17 @@ def refusal(code: str, config: BasicCacheConfig) -> str | None:
     return _REFUSALS[code].format(config=config) if code in _REFUSALS else None
 
 
+def no_hit_code(records: Sequence[StepRecord]) -> str | None:
+    """The code of what ruled out every hit, else the most frequent one; None if a step was cached or none was run."""
+    if not records or not all(record.computed for record in records):
+        return None
+    seen = Counter(record.why for record in records)
+    if ruled_out := next((code for code in _REFUSALS if code in seen), None):
+        return ruled_out
+    reasons = [(why, count) for why, count in seen.most_common() if why not in ("first", "warmup")]
+    return reasons[0][0] if reasons else "warmup"
+
+
 def why_no_hit(records: Sequence[StepRecord], config: BasicCacheConfig) -> str | None:
     """Why no step of a finished request was cached, in one sentence for people.
 
@@ -78,13 +89,10 @@ def why_no_hit(records: Sequence[StepRecord], config: BasicCacheConfig) -> str |
         What ruled out every hit, else the most frequent reason with its figures and what to pass instead; None if a
         step was cached or none was run.
     """
-    if not records or not all(record.computed for record in records):
-        return None
-    seen = {record.why for record in records}
-    if ruled_out := next((code for code in _REFUSALS if code in seen), None):
-        return refusal(ruled_out, config)
-    reasons = Counter(record.why for record in records if record.why not in ("first", "warmup"))
-    why, count = reasons.most_common(1)[0] if reasons else ("warmup", len(records))
+    why = no_hit_code(records)
+    if why is None or why in _REFUSALS:
+        return None if why is None else refusal(why, config)
+    count = sum(record.why == why for record in records)
     if why == "threshold":
         return _above_threshold(records, config)
     return _sentences(config, len(records), count, _smallest(records)).get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 
+from cache_dit.config.cache import BasicCacheConfig
+from cache_dit.config.masks import fitted_mask
 from cache_dit.config.prune import DBPruneConfig
 from cache_dit.engine.forward.blockwise import BlockwiseCache
 from cache_dit.engine.forward.chain import Chain, Layout
@@ -52,6 +55,16 @@ def scope_of(module: torch.nn.Module | None, scheduler: Any, plan: Plan) -> Plan
     return PlanScope(model_class=type(module).__name__, **transformer_facts(plan, module), **facts)
 
 
+def fitted(config: BasicCacheConfig, steps: int | None) -> BasicCacheConfig:
+    """The options for a run of so many steps, None: nobody knows; a mask that begins anew has a length of its own."""
+    mask = config.steps_computation_mask
+    if mask is None or steps in (None, len(mask)) or config.force_refresh_step_hint is not None:
+        return config
+    made = copy.copy(config)
+    made.steps_computation_mask = fitted_mask(mask, steps)
+    return made
+
+
 def policy_maker(
     options: ChainOptions,
     session: Session,
@@ -73,7 +86,7 @@ def policy_maker(
     Raises:
         ConfigError: if a calibration or a plan was made with something else.
     """
-    cache, steps, scheduler = options.cache, session.num_inference_steps, request.scheduler
+    cache, steps, scheduler = fitted(options.cache, session.length), session.num_inference_steps, request.scheduler
     if isinstance(cache, DBPruneConfig):
         return functools.partial(PrunePolicy, cache, num_inference_steps=steps, origin=session.refreshed)
     calibration = cache.policy_calibration

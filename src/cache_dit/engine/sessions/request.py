@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,7 @@ class Request:
         keep: whether its tensors stay when its steps are done, until ``close``.
         scheduler: the scheduler whose sigmas its steps have, or None.
         outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
+        scheduled: tells, when the run has begun, how many steps its scheduler has for it, or None.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Request:
         keep: bool = False,
         scheduler: Any = None,
         outer: Request | None = None,
+        scheduled: Callable[[], int | None] | None = None,
     ) -> None:
         self.key = key
         self.num_inference_steps = num_inference_steps
         self.counts_down = counts_down
         self.keep = keep
         self.scheduler = scheduler
+        self.scheduled = scheduled
         self.overrides: RequestOverrides = RequestOverrides() if outer is None else outer.overrides
         #: What the request was seen on: transformers' states, each with a ``close(key)``.
         self._seen: list[weakref.ref[Any]] = []
@@ -151,6 +154,19 @@ class Request:
         """The number of steps: a pipeline's own, else what the handle was told last, else what is ``known``."""
         said = self.overrides.changes.get("num_inference_steps") if self.counts_down else None
         return said or self.num_inference_steps or known
+
+    def call(self, transformer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One call of a transformer as a part of this request: ``with handle: return transformer(*args, **kwargs)``.
+
+        It is for loops that stop between two steps, such as generators: ``with`` around a ``yield`` reaches into
+        whatever runs meanwhile in the same thread or task.
+
+        Args:
+            transformer: what is called.
+            *args, **kwargs: what it is called with.
+        """
+        with self:
+            return transformer(*args, **kwargs)
 
     def seen_on(self, state: Any) -> None:
         """Remember a transformer's state, for ``close``; it and its model may go all the same."""

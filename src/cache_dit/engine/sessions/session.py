@@ -27,6 +27,7 @@ class Session:
         options: the configuration of each chain.
         direction: in which direction the model's timesteps go (see ``StepClock``).
         num_inference_steps: the number of steps where it is known.
+        exact: whether it is that of this run for sure; else it is what was asked for.
         counts_down: whether reaching that number ends the request; see ``Request``.
         keep: whether its tensors stay when its steps are done.
     """
@@ -37,6 +38,7 @@ class Session:
         *,
         direction: int = 0,
         num_inference_steps: int | None = None,
+        exact: bool = False,
         counts_down: bool = True,
         keep: bool = False,
     ) -> None:
@@ -50,6 +52,7 @@ class Session:
         self.named = False
         self.turns = False
         self.num_inference_steps = num_inference_steps
+        self.exact = exact
         #: Kept by ``SessionPool``: how many forwards of it are under way, whether its tensors are to go as soon as none
         #: is, and whether it has ended.
         self.users = 0
@@ -108,6 +111,11 @@ class Session:
             self._first_timestep = timestep
         passed = timestep - self._first_timestep
         return passed if self.clock.direction > 0 else -passed
+
+    @property
+    def length(self) -> int | None:
+        """The number of its steps, where that is known for sure."""
+        return self.num_inference_steps if self.exact else None
 
     @property
     def finished(self) -> bool:
