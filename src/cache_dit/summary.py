@@ -162,7 +162,9 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats.peak_bytes, stats.bytes_by_device = session.peak_bytes, dict(session.bytes_by_device)
     stats.reason = no_hit_reason(session, caches.values())
     if options.cache.plan is not None:
-        stats.plan = outcome(options.cache, {_label(key, ""): cache for key, cache in caches.items()})
+        by_label = {_label(key, ""): cache for key, cache in caches.items()}
+        call = getattr(session.handle, "call", None)
+        stats.plan = outcome(options.cache, by_label, call=call, differences=session.differences)
     return stats
 
 

@@ -73,6 +73,7 @@ class Request:
         keep: whether its tensors stay when its steps are done, until ``close``.
         scheduler: the scheduler whose sigmas its steps have, or None.
         outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
+        call: the arguments of that call that lie on the host, by name; None: they are not known.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Request:
         keep: bool = False,
         scheduler: Any = None,
         outer: Request | None = None,
+        call: Mapping[str, Any] | None = None,
     ) -> None:
         self.key = key
         self.num_inference_steps = num_inference_steps
         self.counts_down = counts_down
         self.keep = keep
         self.scheduler = scheduler
+        self.call = call
         self.overrides: RequestOverrides = RequestOverrides() if outer is None else outer.overrides
         #: What the request was seen on: transformers' states, each with a ``close(key)``.
         self._seen: list[weakref.ref[Any]] = []
