@@ -14,6 +14,7 @@ from cache_dit.callable_module import make_callable
 from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
+from cache_dit.engine.adapters.trace import has_blocks_beside
 from cache_dit.engine.forward.branch_cache import BranchCache
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.plans.report import PlanOutcome
@@ -76,6 +77,7 @@ class CacheStats:
         executed_blocks, possible_blocks: block calls that ran, of those that would have run without a cache.
         peak_bytes: the most bytes that the request's snapshots, and what decisions are made by, held at one time.
         bytes_by_device: where the snapshots of that moment were, e.g. ``{"cpu": 1310720}``.
+        partial: whether the model has blocks beside these, in another chain or in none: the speed-up is of these alone.
         reason: why nothing was cached, or None.
         parallelism_config: how the transformer is spread over devices, or None.
         plan: the plan, the quality that it was measured to have, and what was not done as planned, or None.
@@ -101,13 +103,14 @@ class CacheStats:
     possible_blocks: int = 0
     peak_bytes: int = 0
     bytes_by_device: dict[str, int] = field(default_factory=dict)
+    partial: bool = False
     reason: str | None = None
     parallelism_config: Any = None
     plan: PlanOutcome | None = None
 
     @property
     def ideal_speedup(self) -> float:
-        """Block calls without a cache over block calls with it: the speed-up if nothing else took time."""
+        """Calls of these blocks without a cache over those with it: the speed-up if nothing else took time."""
         return self.possible_blocks / self.executed_blocks if self.executed_blocks else 1.0
 
 
@@ -132,7 +135,9 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         latest = state.latest
         asked = state.options if latest is None else latest.options  # a request may have had options of its own
         for index, (chain, _) in enumerate(state.chains):
-            chains.append(chain_stats(latest, index, chain.name, asked[index]))
+            stats = chain_stats(latest, index, chain.name, asked[index])
+            stats.partial = has_blocks_beside(transformer, chain.blocks)
+            chains.append(stats)
         whole = copy.copy(chains[-1])
         whole.name = type(transformer).__name__
         wholes.append(whole)
@@ -242,13 +247,14 @@ def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
     yield f"cache_dit: {stats.name}: {', '.join(_settings(config, stats.cache_options.get('calibrator_config')))}"
     if stats.steps_line:
         yield _branches_table(stats)
+    where = f" of the blocks in {stats.name}" if stats.partial else ""
     if stats.possible_blocks:
         yield (
-            f"{stats.executed_blocks} of {stats.possible_blocks} blocks run, ideal speed-up {stats.ideal_speedup:.2f}, "
-            f"at most {stats.peak_bytes / 2**20:.3g} MiB kept"
+            f"{stats.executed_blocks} of {stats.possible_blocks} blocks run, ideal speed-up{where} "
+            f"{stats.ideal_speedup:.2f}, at most {stats.peak_bytes / 2**20:.3g} MiB kept"
         )
     if stats.plan is not None:
-        yield from stats.plan.lines()
+        yield from stats.plan.lines(where)
     if stats.reason:
         yield f"no step was cached: {stats.reason}"
     if details:

@@ -32,10 +32,7 @@ class _EffectiveSignature:
             raise AttributeError("__signature__")
         defaults = {**_SIZE, "num_inference_steps": 28, **pipe.call_defaults}
         prompt, *others = [*inspect.signature(FluxPipeline.__call__).parameters.values()][1:]
-        named = [
-            one.replace(kind=one.KEYWORD_ONLY, default=defaults.get(one.name, one.default))
-            for one in others
-        ]
+        named = [one.replace(kind=one.KEYWORD_ONLY, default=defaults.get(one.name, one.default)) for one in others]
         return inspect.Signature([prompt, *named])
 
 

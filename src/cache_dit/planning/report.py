@@ -90,8 +90,9 @@ def save_plot(plan: Plan, path: str | os.PathLike[str]) -> None:
     measured = [point.measured for point in known if point.measured is not None]
     means = [one.mean for one in measured]
     spread = [[one.mean - one.low for one in measured], [one.high - one.mean for one in measured]]
-    axis.errorbar(speedups, means, yerr=spread, fmt="o-", capsize=3, label=f"mean of {measured[0].of}, and its interval" if measured else None)
-    axis.plot(speedups, [one.p5 for one in measured], "v", markersize=5, label="measured, 5th percentile")
+    label = f"mean of {measured[0].of}, and its interval" if measured else None
+    axis.errorbar(speedups, means, yerr=spread, fmt="o-", capsize=3, label=label)
+    axis.plot(speedups, [one.p5 for one in measured], "v", markersize=5, label="5th percentile of these")
     forecasts = [(point.ideal_speedup, point.predicted.mean) for point in plan.points if point.predicted is not None]
     axis.plot(*zip(*forecasts, strict=True), "x--", linewidth=1, label="predicted") if forecasts else None
     for point, mean in zip(known, means, strict=True):

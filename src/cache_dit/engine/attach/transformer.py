@@ -243,9 +243,7 @@ class TransformerState:
             if not options[0].plans_as(before[0]):
                 session.guidance_checked, session.differences = False, []
             makers = {
-                (name, index): policy_maker(
-                    one, session, request, name, self._module(), chain=self.chains[index][0]
-                )
+                (name, index): policy_maker(one, session, request, name, self._module(), chain=self.chains[index][0])
                 for name in {branch, *(key[0] for key in session.caches)}
                 for index, one in enumerate(options)
             }

@@ -62,10 +62,10 @@ class PlanOutcome:
         """Whether every step was done as planned."""
         return not any(self.unplanned.values())
 
-    def lines(self) -> list[str]:
-        """The same for people."""
+    def lines(self, where: str = "") -> list[str]:
+        """The same for people; ``where`` says of which blocks the speed-up is."""
         quality = self.told if self.quality else f"quality {self.told}"
-        told = [f"plan {self.name}: {quality}, ideal speed-up {self.ideal_speedup:.2f}"]
+        told = [f"plan {self.name}: {quality}, ideal speed-up{where} {self.ideal_speedup:.2f}"]
         told += [line for line in (self.note, self.unchecked) if line]
         for branch, steps in self.unplanned.items():
             if steps:

@@ -101,7 +101,8 @@ def check_plan(plan: Plan, run: PlanScope, session: Session, chain: Chain) -> No
     session.differences += new
     if new:
         names = ", ".join(one.partition("=")[0] for one in new)
-        chain.say_once(f"cache_dit: the plan %s runs with another {names} than it was made with: %s", plan.tag, "; ".join(new))
+        message = f"cache_dit: the plan %s runs with another {names} than it was made with: %s"
+        chain.say_once(message, plan.tag, "; ".join(new))
 
 
 def _scope_of_run(
