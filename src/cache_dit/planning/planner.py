@@ -263,7 +263,7 @@ class _Planner:
             measured=replace(outcome.measured, lpips=self.trials.lpips(winner.branches, self.held or self.search)),
             ideal_speedup=round(self.trials.steps / number, 4),
             measured_speedup=self.trials.speedup(winner.branches),
-            note=_note_of(outcome),
+            note=note_of(outcome),
         )
 
     def _predicted(self, winner: Candidate) -> Quality:
@@ -299,7 +299,7 @@ class _Planner:
         return "; ".join(notes)
 
 
-def _note_of(outcome: Outcome) -> str:
+def note_of(outcome: Outcome) -> str:
     """What to know of one point."""
     few = f"fewer than {_FEW_TRIED} schedules were tried" if outcome.tried < _FEW_TRIED else ""
     tied = "too few prompts to tell the best two schedules apart" if outcome.tied else ""
