@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import numbers
 import re
 from collections.abc import Iterable, Mapping
@@ -25,9 +26,9 @@ def parameters_of(pipe: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     A call that takes any hands them on to that of the class it was derived from.
     """
     calls = (vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls))
-    signatures = [inspect.signature(pipe), *(_of_instance(inspect.signature(call)) for call in calls)]
+    inherited = (_of_instance(inspect.signature(call)) for call in calls)
     named: dict[str, inspect.Parameter] = {}
-    for signature in signatures:
+    for signature in itertools.chain([inspect.signature(pipe)], inherited):
         kinds = [one.kind for one in signature.parameters.values()]
         for one in signature.parameters.values():
             if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
