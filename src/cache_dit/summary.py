@@ -77,10 +77,10 @@ class CacheStats:
         executed_blocks, possible_blocks: block calls that ran, of those that would have run without a cache.
         peak_bytes: the most bytes that the request's snapshots, and what decisions are made by, held at one time.
         bytes_by_device: where the snapshots of that moment were, e.g. ``{"cpu": 1310720}``.
-        partial: whether the model has blocks beside these, in another chain or in none: the speed-up is of these alone.
         reason: why nothing was cached, or None.
         parallelism_config: how the transformer is spread over devices, or None.
         plan: the plan, the quality that it was measured to have, and what was not done as planned, or None.
+        partial: whether the model has blocks beside these, in another chain or in none: the speed-up is of these alone.
     """
 
     name: str = ""
@@ -103,10 +103,10 @@ class CacheStats:
     possible_blocks: int = 0
     peak_bytes: int = 0
     bytes_by_device: dict[str, int] = field(default_factory=dict)
-    partial: bool = False
     reason: str | None = None
     parallelism_config: Any = None
     plan: PlanOutcome | None = None
+    partial: bool = False
 
     @property
     def ideal_speedup(self) -> float:

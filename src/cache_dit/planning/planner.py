@@ -90,7 +90,8 @@ def plan(
         points: for the curve (no target): its numbers of full steps; None: nine, from two thirds to a sixth of all.
         predictors: the rules to choose from: `GapRule`s, their names, or ``("taylor", order, damping)``.
         start: a plan for as many steps whose schedules are tried too, e.g. what ``Plan.adapt`` estimated.
-        call: further arguments of the pipeline's call, e.g. ``{"guidance_scale": 4.5, "height": 512}``.
+        call: further arguments of the pipeline's call, e.g. ``{"guidance_scale": 4.5, "height": 512}``. The plan
+            records them, and those that are left at their defaults: it is refused where a run's call differs.
         budget_s: seconds that the runs may take, about; the uncached ones and the probes are made in any case.
         max_runs: the same as so many uncached runs; None: 57 for a target, 20 more for each further point.
         holdout: the share of the prompts kept apart, from 0 to 0.9; None: a half, and none below 4 prompts.

@@ -22,7 +22,7 @@ from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.point import PlanPoint, Quality
 from cache_dit.engine.plans.schedule import BranchSchedule
 from cache_dit.engine.plans.scope import PlanScope
-from tests.kit.tiny_flux import MASK, STEPS, denoise, generate, tiny_pipeline, tiny_transformer
+from tests.kit.tiny_flux import MASK, STEPS, counted, denoise, generate, tiny_pipeline, tiny_transformer
 from tests.kit.toys import lines
 
 TEXT = "".join(map(str, MASK))
@@ -165,8 +165,10 @@ def test_what_is_known_of_both_calls_and_differs_is_told_and_nothing_else(
 
 def test_another_guidance_is_refused_before_a_block_is_run() -> None:
     pipe = cache_dit.enable_cache(tiny_pipeline(), plan_of(call={"guidance_scale": 2.0}))
-    with pytest.raises(ConfigError, match=r"^the plan 3of6 was made with guidance_scale=2\.0, not 4\.5: .*$") as error:
+    told = r"^the plan 3of6 was made with guidance_scale=2\.0, not 4\.5: .*$"
+    with counted(pipe.transformer) as blocks, pytest.raises(ConfigError, match=told) as error:
         generate(pipe, guidance_scale=4.5)
+    assert blocks.total() == 0
     assert "strict=False" in str(error.value)
     generate(pipe, guidance_scale=2)
     assert lines(pipe) == {"cond": LINE}

@@ -357,6 +357,8 @@ def test_a_plan_is_printed_in_a_line_a_point_with_what_it_is_for() -> None:
         "→  4 of 10     2.50            40.0 dB, mean of 16 held-out pictures (5th percentile 36.0)",
         "note: try it",
     ]
+    called = Plan(PlanScope(num_inference_steps=10, call={"guidance_scale": 2, "tiled": True}), plan.points)
+    assert str(called).splitlines()[1] == "made with guidance_scale=2, tiled=True"
     unknown = Plan(PlanScope(num_inference_steps=2), (PlanPoint(1, {"*": BranchSchedule("10")}),), chosen=1)
     assert str(unknown).splitlines()[::2] == ["plan for any model: 2 steps", "→  1 of 2      1.00            not known"]
 

@@ -19,6 +19,8 @@ def described(scope: PlanScope, points: Sequence[PlanPoint], chosen: int | None,
         scope.dtype,
     ]
     lines = [f"plan for {scope.model_class or 'any model'}: {', '.join(fact for fact in facts if fact)}"]
+    if scope.call:
+        lines.append(f"made with {', '.join(f'{name}={value!r}' for name, value in scope.call.items())}")
     rows = [("", "full steps", "ideal speed-up", "quality")]
     for point in points:
         mark = "→" if point.full_steps == chosen else ""
