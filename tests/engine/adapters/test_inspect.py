@@ -550,6 +550,18 @@ class ImageFirst(DoubleThenSingle):
         return torch.cat((image, text), 1)
 
 
+class WithAList(DoubleThenSingle):
+    """Another list of modules is called between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU()).requires_grad_(False)
+
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        self.embed(image)
+        return super().take(image, text)
+
+
 class Changed(DoubleThenSingle):
     def take(self, image: Tensor, text: Tensor) -> Tensor:
         return torch.cat((text + 0.1, image), 1)
@@ -579,7 +591,14 @@ class BothStreams(DoubleThenSingle):
 
 @pytest.mark.parametrize(
     ("make", "join"),
-    [(DoubleThenSingle, "eh"), (ImageFirst, "he"), (BothStreams, None), (Joined, "eh"), (Joined, "he")],
+    [
+        (DoubleThenSingle, "eh"),
+        (ImageFirst, "he"),
+        (WithAList, "eh"),
+        (BothStreams, None),
+        (Joined, "eh"),
+        (Joined, "he"),
+    ],
 )
 @pytest.mark.parametrize("front", [0, 1, 4])
 def test_two_lists_of_which_the_second_takes_over_both_streams_are_proposed_as_one_chain(

@@ -192,13 +192,13 @@ def joining(first: WatchedList, second: WatchedList, fits: tuple[Fit, Fit]) -> t
         first, second: the lists.
         fits: how each can be described.
     """
-    (one, other), call = fits, second.calls[0]
-    if call.after is not first or one.rounds > 1 or other.rounds > 1:
+    (one, other), made_of = fits, second.calls[0].made_of.get(first, {})
+    if one.rounds > 1 or other.rounds > 1:
         return None
     if one.pattern.Forward_H_only or one.pattern.Return_H_Only:
         return None
     streams: tuple[int, ...] = (0, 1) if one.pattern.Return_H_First else (1, 0)
-    hidden, encoder = (call.made_of.get(key, call.made_of.get(at)) for at, key in enumerate(other.streams))
+    hidden, encoder = (made_of.get(key, made_of.get(at)) for at, key in enumerate(other.streams))
     if other.pattern is ForwardPattern.Pattern_3:
         ways: dict[tuple[int, ...], tuple[Join]] = {streams: ("he",), streams[::-1]: ("eh",)}
         return ways.get(hidden or ())

@@ -41,9 +41,8 @@ class BlockCall:
         constant: those of them that the list's last call got too, the same object.
         fed: for each item of what the list's last call returned, the arguments that are this very tensor.
         fed_by: the list whose block, called right before, returned one of them; its own list goes first.
-        after: of a list's first call: the list whose block was called right before.
-        made_of: of such a call: the arguments that are what that block returned, one item or two of them over the
-            tokens (dimension 1) one after the other, with the places of these items.
+        made_of: of a list's first call, for each other list: the arguments that are what it returned last, one item or
+            two of them over the tokens (dimension 1) one after the other, with the places of these items.
         returned: a description of what came out.
         items: the tensors that came out, by their place; place 0 is a bare tensor's.
         patterns: those that can express what came out.
@@ -56,8 +55,7 @@ class BlockCall:
     constant: set[Key] = field(default_factory=set)
     fed: dict[int, set[Key]] = field(default_factory=dict)
     fed_by: WatchedList | None = None
-    after: WatchedList | None = None
-    made_of: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+    made_of: dict[WatchedList, dict[Key, tuple[int, ...]]] = field(default_factory=dict)
     returned: str = ""
     items: dict[int, Look] = field(default_factory=dict)
     patterns: frozenset[ForwardPattern] = frozenset()
@@ -167,8 +165,8 @@ class _Watcher:
             call.fed_by = listed
         elif any(tensor is item for tensor in tensors.values() for item in latest):
             call.fed_by = self._latest
-        if not listed.calls and self._latest is not None:
-            call.after, call.made_of = self._latest, _made_of(tensors, self._returned[self._latest])
+        if not listed.calls:
+            call.made_of = {other: _made_of(tensors, items) for other, items in self._returned.items()}
         self._count += 1
         self._arguments[listed] = tensors
         return call
