@@ -679,6 +679,8 @@ def test_models_that_have_a_record_are_found_without_it(name: str) -> None:
     seen = cache_dit.inspect(model, **given)
     (target,) = adapter_of(model).targets()
     assert {found.name for found in seen.fitting} >= {listed.name for chain in target.chains for listed in chain.lists}
+    if seen.joined:
+        assert (seen.joined, seen.join) == (tuple(one.name for one in target.chains[0].lists), target.chains[0].join)
     cache_dit.enable_cache(seen.adapter(), static(LINE, enable_separate_cfg=False))
     assert close(run(model, [0.6] * len(LINE)), expected)
     assert lines(model) == {"default": LINE}
