@@ -285,6 +285,48 @@ def test_the_report_is_printed_unless_it_is_not_wanted(capsys: pytest.CaptureFix
     assert rows[3][0].startswith("18 of 30 blocks run, ideal speed-up 1.67, at most ")
 
 
+class Refined(Toy):
+    """Blocks that no description mentions run before those that one does."""
+
+    def __init__(self) -> None:
+        super().__init__("0", (5,))
+        self.refiner = torch.nn.ModuleList(self.form.block() for _ in range(3))
+        self.embedders = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.requires_grad_(False)
+
+    @property
+    def all_blocks(self) -> list[torch.nn.Module]:
+        return [*self.refiner, *self.blocks]
+
+
+def test_where_the_model_has_other_blocks_too_the_speed_up_names_those_that_it_is_of() -> None:
+    model = Refined()
+    cache_dit.enable_cache(model.adapter(), static("FCFCFC"))
+    denoise(model, loop(6))
+    stats = stats_of(model)
+    assert (stats.executed_blocks, stats.possible_blocks, stats.partial) == (18, 30, True)
+    told = "18 of 30 blocks run, ideal speed-up of the blocks in blocks 1.67, at most "
+    assert told in report(stats)
+    del model.refiner
+    assert not stats_of(model).partial  # plain layers in a list are no blocks
+
+
+def test_of_several_chains_each_names_its_own_blocks_and_one_of_all_names_none() -> None:
+    model = ran(static("FCFCFC"), depths=(3, 4))
+    told = [report(stats) for stats in cache_dit.summary(model, logging=False)[:2]]
+    assert "ideal speed-up of the blocks in blocks 1.50" in told[0]
+    assert "ideal speed-up of the blocks in blocks_1 1.60" in told[1]
+    merged = stats_of(ran(static("FCFCFC"), depths=(3, 4), merge=True))
+    assert not merged.partial and "of the blocks in" not in report(merged)
+
+
+def test_blocks_of_a_list_that_the_description_leaves_out_are_beside_it() -> None:
+    model = Toy("0")
+    cache_dit.enable_cache(model.adapter(blocks=list(model.blocks[1:])), static("FCFCFC"))
+    denoise(model, loop(6))
+    assert stats_of(model).partial
+
+
 def test_the_report_is_no_markdown_and_has_no_code(capsys: pytest.CaptureFixture[str]) -> None:
     cache_dit.summary(ran(dynamic(residual_diff_threshold=0.2)), details=True)
     printed = capsys.readouterr().out

@@ -14,6 +14,7 @@ from cache_dit.callable_module import make_callable
 from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
+from cache_dit.engine.adapters.trace import has_blocks_beside
 from cache_dit.engine.forward.branch_cache import BranchCache
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.plans.report import PlanOutcome
@@ -79,6 +80,7 @@ class CacheStats:
         reason: why nothing was cached, or None.
         parallelism_config: how the transformer is spread over devices, or None.
         plan: the plan, the quality that it was measured to have, and what was not done as planned, or None.
+        partial: whether the model has blocks beside these, in another chain or in none: the speed-up is of these alone.
     """
 
     name: str = ""
@@ -104,10 +106,11 @@ class CacheStats:
     reason: str | None = None
     parallelism_config: Any = None
     plan: PlanOutcome | None = None
+    partial: bool = False
 
     @property
     def ideal_speedup(self) -> float:
-        """Block calls without a cache over block calls with it: the speed-up if nothing else took time."""
+        """Calls of these blocks without a cache over those with it: the speed-up if nothing else took time."""
         return self.possible_blocks / self.executed_blocks if self.executed_blocks else 1.0
 
 
@@ -132,8 +135,10 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         latest = state.latest
         asked = state.options if latest is None else latest.options  # a request may have had options of its own
         for index, (chain, _) in enumerate(state.chains):
-            chains.append(chain_stats(latest, index, chain.name, asked[index]))
-            chains[-1].reason = state.uncalled or chains[-1].reason
+            stats = chain_stats(latest, index, chain.name, asked[index])
+            stats.partial = has_blocks_beside(transformer, chain.blocks)
+            stats.reason = state.uncalled or stats.reason
+            chains.append(stats)
         whole = copy.copy(chains[-1])
         whole.name = type(transformer).__name__
         wholes.append(whole)
@@ -164,7 +169,9 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     reason = no_hit(session, caches.values())
     stats.reason = None if reason is None else reason.text
     if options.cache.plan is not None:
-        stats.plan = outcome(options.cache, {_label(key, ""): cache for key, cache in caches.items()})
+        by_label = {_label(key, ""): cache for key, cache in caches.items()}
+        call = getattr(session.handle, "call", None)
+        stats.plan = outcome(options.cache, by_label, call=call, differences=session.differences)
     return stats
 
 
@@ -242,13 +249,14 @@ def _parts(stats: CacheStats, details: bool) -> Iterator[str | Table]:
     yield f"cache_dit: {stats.name}: {', '.join(settings(config, stats.cache_options.get('calibrator_config')))}"
     if stats.steps_line:
         yield _branches_table(stats)
+    where = f" of the blocks in {stats.name}" if stats.partial else ""
     if stats.possible_blocks:
         yield (
-            f"{stats.executed_blocks} of {stats.possible_blocks} blocks run, ideal speed-up {stats.ideal_speedup:.2f}, "
-            f"at most {stats.peak_bytes / 2**20:.3g} MiB kept"
+            f"{stats.executed_blocks} of {stats.possible_blocks} blocks run, ideal speed-up{where} "
+            f"{stats.ideal_speedup:.2f}, at most {stats.peak_bytes / 2**20:.3g} MiB kept"
         )
     if stats.plan is not None:
-        yield from stats.plan.lines()
+        yield from stats.plan.lines(where)
     if stats.reason:
         yield f"no step was cached: {stats.reason}"
     if details:

@@ -70,10 +70,10 @@ def test_speed_ups_that_one_point_reaches_are_one_column_and_those_that_none_rea
 def test_a_plan_says_what_was_measured_or_that_it_is_an_estimate():
     column = named(configurations(28, PLAN))["plan 4×"]
     assert column.explanation.startswith("7 of 28 steps")
-    unseen = "On average over 8 pictures that the search did not see: 40.0 dB, 5th percentile 36.0."
+    unseen = "Quality: 40.0 dB, mean of 8 held-out pictures (5th percentile 36.0)."
     assert column.explanation.endswith(unseen)
     adapted = named(configurations(50, PLAN.adapt(50)))["plan 4×"]
-    assert "An estimate: adapted from 28 to 50 steps" in adapted.explanation
+    assert "Quality: unknown: an estimate. An estimate: adapted from 28 to 50 steps" in adapted.explanation
     assert " dB" not in adapted.explanation
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ import pytest
 import torch
 
 import cache_dit
+from cache_dit.demo.plans import demo_plan
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.point import PlanPoint
-from cache_dit.engine.plans.schedule import BranchSchedule
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.errors import ConfigError
 from cache_dit.planning import plan
+from cache_dit.planning.candidates import Candidate, Outcome, quality
 from cache_dit.planning.inputs import Targets
-from cache_dit.planning.planner import weightings
+from cache_dit.planning.planner import note_of, weightings
 from cache_dit.planning.report import lines, rich_table, save_plot, schedule_text
+from cache_dit.planning.search import Schedule
 from cache_dit.planning.trials import key_of
 
 STEPS = 6
@@ -56,6 +60,9 @@ def test_a_plan_has_the_points_asked_for_and_says_what_they_give(planned: tuple[
     assert found.scope.num_inference_steps == STEPS
     assert found.cost["branch_weights"] == pytest.approx({"cond": 2 / 3, "uncond": -1 / 3}, abs=0.01)
     assert found.cost["runs"]["reference"] == 5
+    assert found.scope.call is not None
+    assert (found.scope.call["true_cfg_scale"], found.scope.call["height"]) == (2.0, 64)
+    assert set(found.scope.call) & {"prompt", "generator", "num_inference_steps", "output_type"} == set()
 
 
 def test_what_is_predicted_is_what_the_pictures_of_the_search_had(pipe: Any, planned: tuple[Plan, Path]) -> None:
@@ -132,6 +139,14 @@ def test_a_plan_is_told_as_table_lines_and_plot(planned: tuple[Plan, Path], tmp_
     table = rich_table(found.select(full_steps=2))
     assert table.row_count == 2
     assert any("uncached runs" in line for line in lines(found))
+    assert "mean of 2 held-out pictures, dB" in [column.header for column in table.columns]
+    noted = replace(found, points=(replace(found.points[0], note="too few prompts"), found.points[1]))
+    schedules = list(rich_table(noted).columns[1].cells)
+    assert ["too few prompts" in cell for cell in schedules] == [True, False]
+    adapted = rich_table(found.adapt(8))
+    assert [list(column.cells) for column in adapted.columns if column.header == "mean, dB"] == [
+        ["unknown: an estimate"] * 2
+    ]
     assert found.points[0].branches["*"].text in schedule_text(found.points[0])
     save_plot(found, tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text(encoding="utf-8")
@@ -160,6 +175,38 @@ def test_a_bare_transformer_is_planned_by_a_function_that_runs_it(pipe: Any) -> 
     assert found.chosen == 3
     assert found.point.measured is not None and not found.point.measured.held_out
     assert "none kept apart" in found.note
+    assert found.scope.call is None
+
+
+def test_what_the_calls_of_all_runs_had_in_common_is_recorded(pipe: Any) -> None:
+    asked = {"true_cfg_scale": 3.0, "negative_prompt": "flag"}
+    options = {"full_steps": 2, "max_runs": 5, "progress": False}
+    assert plan(pipe, PROMPTS[:2], 4, call=asked, **options).scope.call == {
+        **demo_plan(28).scope.call,
+        **asked,
+    }
+
+    def run(scale: float) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        told = {"num_inference_steps": 4, "generator": generator, "output_type": "np", "negative_prompt": "flag"}
+        return pipe(PROMPTS[0], true_cfg_scale=scale, guidance_scale=1.0, **told)
+
+    call = plan(pipe, [2.0, 3.0], 4, run=run, **options).scope.call
+    assert call is not None and call["guidance_scale"] == 1.0
+    assert not {"true_cfg_scale", "negative_prompt"} & set(call)
+
+
+def outcome(**changes: Any) -> Outcome:
+    """What a race found."""
+    candidate = Candidate(Schedule((1, 0, 1), (GapRule(),) * 2), "even")
+    told = {"measured": quality([40.0, 41.0], held_out=True), "tied": False, "tried": 9, **changes}
+    return Outcome(winner=candidate, **told)
+
+
+def test_what_is_to_be_known_of_a_number_of_full_steps_is_noted_at_its_point() -> None:
+    assert note_of(outcome()) == ""
+    assert note_of(outcome(tied=True)) == "too few prompts to tell the best two schedules apart"
+    assert note_of(outcome(tied=True, tried=5)).startswith("fewer than 6 schedules were tried; too few prompts")
 
 
 @pytest.mark.parametrize(

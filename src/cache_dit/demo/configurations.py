@@ -103,11 +103,8 @@ def _told(plan: Plan) -> str:
         f"{point.full_steps} of {point.steps} steps; which ones, and how the others are predicted, was found for this "
         "model by real runs, and nothing is measured while a picture is drawn"
     ]
-    if point.measured is not None:  # an estimate has none of its own
-        unseen = " that the search did not see" if point.measured.held_out else ""
-        sentences.append(f"On average over {point.measured.pictures} pictures{unseen}: {point.measured}")
-    if plan.note:
-        sentences.append(plan.note[0].upper() + plan.note[1:])
+    sentences.append(f"Quality: {point.told}")
+    sentences += [note[0].upper() + note[1:] for note in (plan.note, point.note) if note]
     return "".join(f"{sentence}. " for sentence in sentences).rstrip()
 
 

@@ -24,11 +24,24 @@ _RECOMMENDED = "cache_dit_demo.json"
 _SIZE = {"height": 64, "width": 64}
 
 
+class _EffectiveSignature:
+    """What `inspect.signature` finds on a demo pipeline: all arguments of its call, with its own defaults."""
+
+    def __get__(self, pipe: DemoPipeline | None, owner: type) -> inspect.Signature:
+        if pipe is None:  # the class has what every class has
+            raise AttributeError("__signature__")
+        defaults = {**_SIZE, "num_inference_steps": 28, **pipe.call_defaults}
+        prompt, *others = [*inspect.signature(FluxPipeline.__call__).parameters.values()][1:]
+        named = [one.replace(kind=one.KEYWORD_ONLY, default=defaults.get(one.name, one.default)) for one in others]
+        return inspect.Signature([prompt, *named])
+
+
 class DemoPipeline(FluxPipeline):  # type: ignore[misc]
     """diffusers' ``FluxPipeline``, called with the defaults that suit the demo model."""
 
     #: Arguments of a call that are used where the caller gives none.
     call_defaults: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, for one pipeline, by load_pipeline
+    __signature__ = _EffectiveSignature()
 
     def __call__(
         self,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cache_dit.config.base import bad_value, check_integer, check_number, unknown_key
+from cache_dit.engine.plans.call import parameters_of
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.schedule import GapRule
 from cache_dit.errors import ConfigError
@@ -111,27 +111,10 @@ def caller(
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` for arguments that a pipeline's call does not take."""
-    known, anything = _parameters(pipe)
+    known, anything = parameters_of(pipe)
     for name in call:
         if name not in known and not anything:
             raise unknown_key(name, known, where=f"call of {type(pipe).__name__}")
-
-
-def _parameters(pipe: Any) -> tuple[list[str], bool]:
-    """The arguments that a pipeline's call takes, and whether it takes any others too.
-
-    A call that takes any hands them on to that of the class it was derived from.
-    """
-    named: dict[str, None] = {}
-    for cls in type(pipe).__mro__:
-        if "__call__" in vars(cls):
-            found = inspect.signature(vars(cls)["__call__"]).parameters.values()
-            kinds = [one.kind for one in found]
-            own = [one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-            named.update(dict.fromkeys(own[1:]))
-            if inspect.Parameter.VAR_KEYWORD not in kinds:
-                return list(named), False
-    return list(named), True
 
 
 def settings_of(
@@ -159,7 +142,7 @@ def _pipeline_run(pipe: Any, steps: int, seed: int, call: Mapping[str, Any]) -> 
     Raises:
         ConfigError: the pipeline takes no ``num_inference_steps``.
     """
-    known, anything = _parameters(pipe)
+    known, anything = parameters_of(pipe)
     if "num_inference_steps" not in known and not anything:
         raise ConfigError(f"{type(pipe).__name__} takes no num_inference_steps: pass run=, a function of a prompt")
 

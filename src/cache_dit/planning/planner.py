@@ -13,6 +13,7 @@ import numpy as np
 
 from cache_dit.api import cached_transformers
 from cache_dit.config.base import bad_value, check_integer
+from cache_dit.engine.plans.call import recorded
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.point import PlanPoint, Quality
 from cache_dit.engine.plans.schedule import GapRule
@@ -89,7 +90,8 @@ def plan(
         points: for the curve (no target): its numbers of full steps; None: nine, from two thirds to a sixth of all.
         predictors: the rules to choose from: `GapRule`s, their names, or ``("taylor", order, damping)``.
         start: a plan for as many steps whose schedules are tried too, e.g. what ``Plan.adapt`` estimated.
-        call: further arguments of the pipeline's call, e.g. ``{"guidance_scale": 4.5, "height": 512}``.
+        call: further arguments of the pipeline's call, e.g. ``{"guidance_scale": 4.5, "height": 512}``. The plan
+            records them, and those that are left at their defaults: it is refused where a run's call differs.
         budget_s: seconds that the runs may take, about; the uncached ones and the probes are made in any case.
         max_runs: the same as so many uncached runs; None: 57 for a target, 20 more for each further point.
         holdout: the share of the prompts kept apart, from 0 to 0.9; None: a half, and none below 4 prompts.
@@ -117,7 +119,7 @@ def plan(
     made = caller(pipe_or_transformer, run, prompts, num_inference_steps, seed, call or {})
     store = Store(checkpoint, settings_of(items, num_inference_steps, rules, call, holdout, seed))
     with _bar(progress) as note, contextlib.closing(store):
-        trials = Trials(pipe_or_transformer, made, items, num_inference_steps, store, note, memory_limit)
+        trials = Trials(pipe_or_transformer, made, items, num_inference_steps, store, note, memory_limit, call or {})
         planner = _Planner(trials, targets, rules, held, seed, points, budget_s, max_runs, start)
         found = planner.plan()
     logger.info("cache_dit: planned:\n%s", found)
@@ -262,6 +264,7 @@ class _Planner:
             measured=replace(outcome.measured, lpips=self.trials.lpips(winner.branches, self.held or self.search)),
             ideal_speedup=round(self.trials.steps / number, 4),
             measured_speedup=self.trials.speedup(winner.branches),
+            note=note_of(outcome),
         )
 
     def _predicted(self, winner: Candidate) -> Quality:
@@ -276,7 +279,8 @@ class _Planner:
     def _scope(self) -> PlanScope:
         facts = {name: fact for name, fact in self.trials.facts.items() if name != "shares"}
         rules = tuple(rule.name for rule in self.rules)
-        return PlanScope(num_inference_steps=self.trials.steps, predictors=rules, **facts)
+        call = recorded(self.trials.calls, self.trials.asked)
+        return PlanScope(num_inference_steps=self.trials.steps, predictors=rules, call=call, **facts)
 
     def _cost(self, forecast: Forecast, probed: Probed) -> dict[str, Any]:
         return {
@@ -289,17 +293,18 @@ class _Planner:
 
     def _note(self, dropped: int) -> str:
         notes = []
-        few = [str(number) for number, outcome in sorted(self.outcomes.items()) if outcome.tried < _FEW_TRIED]
-        if few:
-            notes.append(f"fewer than {_FEW_TRIED} schedules were tried at {', '.join(few)} full steps")
         if not self.held:
             notes.append(f"{len(self.search)} prompts: none kept apart, so the quality is of prompts the search saw")
-        tied = [str(number) for number, outcome in sorted(self.outcomes.items()) if outcome.tied]
-        if tied:
-            notes.append(f"too few prompts to tell the best two schedules apart at {', '.join(tied)} full steps")
         if dropped:
             notes.append(f"{dropped} points left out: fewer full steps gave more")
         return "; ".join(notes)
+
+
+def note_of(outcome: Outcome) -> str:
+    """What to know of one point."""
+    few = f"fewer than {_FEW_TRIED} schedules were tried" if outcome.tried < _FEW_TRIED else ""
+    tied = "too few prompts to tell the best two schedules apart" if outcome.tied else ""
+    return "; ".join(filter(None, (few, tied)))
 
 
 def weightings(sensitivity: Sequence[float], sigmas: Sequence[float] | None) -> dict[str, Array]:

@@ -15,22 +15,23 @@ if TYPE_CHECKING:
 
 
 def rich_table(plan: Plan) -> Table:
-    """The points as a table: schedule, predicted and measured PSNR in dB, ideal and measured speed-up."""
+    """The points as a table: schedule and note, predicted and measured PSNR in dB, ideal and measured speed-up."""
     from rich.table import Table
 
     table = Table(title=f"{plan.scope.model_class}, {plan.steps} steps", title_justify="left")
     table.add_column("full steps", justify="right")
     table.add_column("schedule", overflow="fold")
-    for column in ("predicted dB", "measured dB", "5th percentile", "lowest", "LPIPS", "ideal ×", "measured ×"):
+    mean = next((f"mean of {point.measured.of}, dB" for point in plan.points if point.measured), "mean, dB")
+    for column in ("predicted dB", mean, "5th percentile", "lowest", "LPIPS", "ideal ×", "measured ×"):
         table.add_column(column, justify="right")
     for point in plan.points:
         chosen = " ←" if point.full_steps == plan.chosen else ""
         measured = point.measured
         table.add_row(
             f"{point.full_steps}{chosen}",
-            schedule_text(point),
+            schedule_text(point) + (f"\nnote: {point.note}" if point.note else ""),
             _number(point.predicted, lambda one: f"{one.mean:.1f}"),
-            _number(measured, lambda one: f"{one.mean:.1f} ({one.low:.1f} … {one.high:.1f})"),
+            f"{measured.mean:.1f} ({measured.low:.1f} … {measured.high:.1f})" if measured else point.told,
             _number(measured, lambda one: f"{one.p5:.1f}"),
             _number(measured, lambda one: f"{one.minimum:.1f}"),
             _number(measured, lambda one: "–" if one.lpips is None else f"{one.lpips:.4f}"),
@@ -89,8 +90,9 @@ def save_plot(plan: Plan, path: str | os.PathLike[str]) -> None:
     measured = [point.measured for point in known if point.measured is not None]
     means = [one.mean for one in measured]
     spread = [[one.mean - one.low for one in measured], [one.high - one.mean for one in measured]]
-    axis.errorbar(speedups, means, yerr=spread, fmt="o-", capsize=3, label="measured, mean and its interval")
-    axis.plot(speedups, [one.p5 for one in measured], "v", markersize=5, label="measured, 5th percentile")
+    label = f"mean of {measured[0].of}, and its interval" if measured else None
+    axis.errorbar(speedups, means, yerr=spread, fmt="o-", capsize=3, label=label)
+    axis.plot(speedups, [one.p5 for one in measured], "v", markersize=5, label="5th percentile of these")
     forecasts = [(point.ideal_speedup, point.predicted.mean) for point in plan.points if point.predicted is not None]
     axis.plot(*zip(*forecasts, strict=True), "x--", linewidth=1, label="predicted") if forecasts else None
     for point, mean in zip(known, means, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +33,8 @@ class Observer:
         #: The first request of the run, and its scheduler where a pipeline's call is known.
         self.session: Session | None = None
         self.scheduler: Any = None
+        #: The host values of that call's arguments, where it is known.
+        self.call: Mapping[str, Any] | None = None
         #: How many steps were seen.
         self.steps = 0
 
@@ -47,7 +49,8 @@ class Observer:
             return
         if self.session is None:
             self.session = self.state.latest
-            self.scheduler = getattr(current_request(), "scheduler", None)
+            request = current_request()
+            self.scheduler, self.call = getattr(request, "scheduler", None), getattr(request, "call", None)
         self.steps = max(self.steps, made.call.step + 1)
         self.see(made, first_tensor(output))
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cache_dit.api import cached_transformers, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
+from cache_dit.engine.plans.call import recorded
 from cache_dit.engine.plans.plan import Plan
 from cache_dit.engine.plans.point import PlanPoint
 from cache_dit.engine.plans.schedule import BranchSchedule
@@ -45,6 +46,7 @@ class Trials:
         store: where results are kept.
         note: called before each run, with what it is for.
         memory_limit: bytes of features in memory.
+        asked: the arguments of a pipeline's call that were asked for.
     """
 
     holder: Any
@@ -54,6 +56,7 @@ class Trials:
     store: Store
     note: Callable[[str], None] = lambda what: None
     memory_limit: int = MEMORY_LIMIT
+    asked: Mapping[str, Any] = field(default_factory=dict)
     #: Seconds of the runs so far, those that are remembered included, and how many of each kind there were.
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
@@ -62,6 +65,8 @@ class Trials:
     peak_bytes: int = 0
     #: What the first observed run was like; see `FeatureObserver.facts`.
     facts: dict[str, Any] = field(default_factory=dict)
+    #: What the pipeline's call of each observed run was like; None where it is not known.
+    calls: list[Mapping[str, Any] | None] = field(default_factory=list)
     _references: dict[int, Any] = field(default_factory=dict)
     _scores: dict[tuple[int, str], float] = field(default_factory=dict)
     _uncached: list[float] = field(default_factory=list)
@@ -84,6 +89,7 @@ class Trials:
         if not self.facts:
             self.facts = self.store.data("facts", dict)
             self._check_model()
+        self.calls.append(self.store.data(f"call/{index}", lambda: None))
         self.reference(index)
         return products
 
@@ -208,6 +214,7 @@ class Trials:
                 )
             transformer = cached_transformers(self.holder)[0]
             self.facts = self.store.data("facts", lambda: {**seen.facts, **_identity(transformer)})
+            self.store.data(f"call/{index}", lambda: recorded([seen.call], self.asked))
             products = stream.gram(self.branches)
             self.peak_bytes = max(self.peak_bytes, stream.peak_bytes)
         self.store.data(f"reference/{index}/seconds", lambda: seconds)

@@ -283,6 +283,28 @@ def test_a_description_that_cannot_work_is_a_typed_error(wrong: str) -> None:
     assert type(model) is Toy
 
 
+@pytest.mark.parametrize("check", [None, False, True])
+@pytest.mark.parametrize("names", [("x", "y"), ("hidden_states", "text"), ("image", "encoder_hidden_states")])
+def test_stream_names_that_the_block_has_not_are_refused(names: tuple[str, str], check: bool | None) -> None:
+    model = Toy("0")
+    adapter = model.adapter(stream_names=names, check_forward_pattern=check)
+    missing = next(name for name in names if name not in ("hidden_states", "encoder_hidden_states"))
+    told = rf"PairBlock.forward\(hidden_states, encoder_hidden_states, scale\) has no argument '{missing}'"
+    with pytest.raises(PatternMismatchError, match=told):
+        cache_dit.enable_cache(adapter, static("FC"))
+    assert type(model) is Toy
+
+
+def test_stream_names_are_asked_of_each_list_and_of_what_its_pattern_reads_alone() -> None:
+    model = Joined("eh")
+    cache_dit.enable_cache(model.adapter(stream_names=("hidden_states", "encoder_hidden_states")), static("FC"))
+    names = [("hidden_states", "encoder_hidden_states"), ("hidden_states", "text")]
+    cache_dit.enable_cache(model.adapter(stream_names=names), static("FC"))
+    names = [("hidden_states", "encoder_hidden_states"), ("x", "text")]
+    with pytest.raises(PatternMismatchError, match=r"SoloBlock.forward\(hidden_states, scale\) has no argument 'x'"):
+        cache_dit.enable_cache(model.adapter(stream_names=names), static("FC"))
+
+
 def test_hooks_of_offloading_switch_the_check_of_names_off() -> None:
     model = Toy("0")
     model._hf_hook = object()

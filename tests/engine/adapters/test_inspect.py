@@ -481,7 +481,7 @@ def test_the_pattern_of_every_form_is_found(form: str, keywords: bool) -> None:
 
 
 @pytest.mark.parametrize("join", ["eh", "he"])
-def test_of_two_lists_the_longest_is_described_and_others_on_demand(join: str) -> None:
+def test_of_two_lists_each_can_be_a_chain_of_its_own(join: str) -> None:
     model = Joined(join, (3, 4))
     inputs = stream_inputs()
     expected = frozen_run(model, inputs, 1)[0]
@@ -490,7 +490,7 @@ def test_of_two_lists_the_longest_is_described_and_others_on_demand(join: str) -
         ("single_blocks", P.Pattern_3),
         ("double_blocks", P.Pattern_1),
     ]
-    assert [chain.name for chain in seen.adapter().targets()[0].chains] == ["single_blocks"]
+    assert [chain.name for chain in seen.adapter("single_blocks").targets()[0].chains] == ["single_blocks"]
     both = ("double_blocks", "single_blocks")
     for adapter in (seen.adapter(*both), described(seen.line(*both), model)):
         assert [chain.name for chain in adapter.targets()[0].chains] == list(both)
@@ -501,6 +501,140 @@ def test_of_two_lists_the_longest_is_described_and_others_on_demand(join: str) -
         ConfigError, match="'blocks' is no list that fits: pass one of 'single_blocks', 'double_blocks'"
     ):
         seen.adapter("blocks")
+
+
+class DoubleBlock(Block):
+    def forward(self, img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+        return mixed(self.image, img, txt) + vec, mixed(self.text, txt, img)
+
+
+class SingleBlock(Block):
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        return mixed(self.image, x, x) + vec
+
+
+class ReadsBothBlock(DoubleBlock):
+    pass
+
+
+class DoubleThenSingle(nn.Module):
+    """As the model cards of the field write it: two streams, then one; how the second takes over is up to ``take``."""
+
+    single: Callable[[], nn.Module] = SingleBlock
+
+    def __init__(self, depths: tuple[int, int, int] = (3, 4, 0)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.single_blocks = nn.ModuleList(type(self).single() for _ in range(depths[1]))
+        self.double_blocks = nn.ModuleList(DoubleBlock() for _ in range(depths[0]))
+        self.last_blocks = nn.ModuleList(PlainBlock() for _ in range(depths[2]))
+        self.requires_grad_(False)
+
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        return torch.cat((text, image), 1)
+
+    def forward(self, sample: Tensor, context: Tensor) -> Tensor:
+        vec = sample.mean((1, 2), keepdim=True)
+        for block in self.double_blocks:
+            sample, context = block(sample, context, vec=vec)
+        joint = self.take(sample, context)
+        for block in self.single_blocks:
+            joint = block(joint, vec)
+        for block in self.last_blocks:
+            joint = block(joint)
+        return joint[:, -TOKENS:]
+
+
+class ImageFirst(DoubleThenSingle):
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        return torch.cat((image, text), 1)
+
+
+class WithAList(DoubleThenSingle):
+    """Another list of modules is called between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU()).requires_grad_(False)
+
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        self.embed(image)
+        return super().take(image, text)
+
+
+class Changed(DoubleThenSingle):
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        return torch.cat((text + 0.1, image), 1)
+
+
+class ImageAlone(DoubleThenSingle):
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        return image
+
+
+class OverChannels(DoubleThenSingle):
+    def take(self, image: Tensor, text: Tensor) -> Tensor:
+        return torch.cat((image, text.mean(1, keepdim=True).expand_as(image)), 1)
+
+
+class BothStreams(DoubleThenSingle):
+    """The blocks of the second list read and return both streams, too."""
+
+    single = ReadsBothBlock
+
+    def forward(self, sample: Tensor, context: Tensor) -> Tensor:
+        vec = sample.mean((1, 2), keepdim=True)
+        for block in (*self.double_blocks, *self.single_blocks):
+            sample, context = block(sample, context, vec)
+        return sample + context.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "join"),
+    [
+        (DoubleThenSingle, "eh"),
+        (ImageFirst, "he"),
+        (WithAList, "eh"),
+        (BothStreams, None),
+        (Joined, "eh"),
+        (Joined, "he"),
+    ],
+)
+@pytest.mark.parametrize("front", [0, 1, 4])
+def test_two_lists_of_which_the_second_takes_over_both_streams_are_proposed_as_one_chain(
+    make: Callable[..., nn.Module], join: str | None, front: int
+) -> None:
+    model = make(join, (3, 4)) if make is Joined else make()
+    expected = frozen_run(model, (HIDDEN, TEXTS), 1)[0]
+    seen = cache_dit.inspect(model, HIDDEN, TEXTS)
+    for adapter in (seen.adapter(), described(seen.line(), model)):
+        (target,) = adapter.targets()
+        (chain,) = target.chains
+        assert (chain.name, chain.join) == ("double_blocks+single_blocks", join)
+        cache_dit.enable_cache(adapter, static(LINE, Fn_compute_blocks=front))
+        assert close(frozen_run(model, (HIDDEN, TEXTS), len(LINE)), expected)
+        assert line(model) == LINE
+    told = str(seen).split("Write (and check it", 1)[1].splitlines()
+    assert ("join=" in told[1]) is (join is not None)
+    assert told[1].strip() == seen.line()
+    assert told[2] == "Several lists, each a chain of its own:"
+
+
+@pytest.mark.parametrize("make", [Changed, ImageAlone, OverChannels])
+def test_lists_that_hand_on_something_else_than_both_streams_are_not_joined(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    seen = cache_dit.inspect(model, HIDDEN, TEXTS)
+    assert seen.joined == ()
+    assert "join=" not in str(seen)
+    assert [chain.name for chain in seen.adapter().targets()[0].chains] == ["single_blocks"]
+
+
+def test_a_list_that_is_longer_than_two_joined_ones_goes_before_them() -> None:
+    model = DoubleThenSingle((2, 2, 5))
+    seen = cache_dit.inspect(model, HIDDEN, TEXTS)
+    assert [chain.name for chain in seen.adapter().targets()[0].chains] == ["last_blocks"]
+    (chain,) = cache_dit.inspect(DoubleThenSingle((2, 2, 3)), HIDDEN, TEXTS).adapter().targets()[0].chains
+    assert chain.name == "double_blocks+single_blocks"
 
 
 class Between(nn.Module):
@@ -545,6 +679,8 @@ def test_models_that_have_a_record_are_found_without_it(name: str) -> None:
     seen = cache_dit.inspect(model, **given)
     (target,) = adapter_of(model).targets()
     assert {found.name for found in seen.fitting} >= {listed.name for chain in target.chains for listed in chain.lists}
+    if seen.joined:
+        assert (seen.joined, seen.join) == (tuple(one.name for one in target.chains[0].lists), target.chains[0].join)
     cache_dit.enable_cache(seen.adapter(), static(LINE, enable_separate_cfg=False))
     assert close(run(model, [0.6] * len(LINE)), expected)
     assert lines(model) == {"default": LINE}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,7 @@ from tests.kit.toys import (
     WIDTH,
     InPlacePair,
     InPlaceSolo,
+    Joined,
     OptionalToy,
     PairBlock,
     SoloBlock,
@@ -974,3 +977,58 @@ def test_a_cache_that_changes_in_mid_forward(act: str, place: int, step: int) ->
     outputs = frozen_run(model, inputs, 5)
     assert close(outputs, expected)
     assert state_of(model) is None or all(chain.current.forward is None for chain, _ in state_of(model).chains)
+
+
+# -- what makes the blocks change their input's shape
+
+
+class Adds(SoloBlock):
+    """Returns a token more than it was given."""
+
+    def forward(self, hidden_states: Tensor, scale: float = 1.0) -> Any:
+        hidden = super().forward(hidden_states, scale)
+        return torch.cat([hidden, hidden[:, :1]], dim=1)
+
+
+def growing() -> tuple[nn.Module, BlockAdapter]:
+    """A toy whose third block returns a token more."""
+    model = Toy("3")
+    model.blocks[2].__class__ = Adds
+    return model, model.adapter()
+
+
+def without_join() -> tuple[nn.Module, BlockAdapter]:
+    """Two lists, the second over both streams concatenated, described as if it were not."""
+    model = Joined("eh")
+    return model, BlockAdapter(
+        transformer=model,
+        blocks=[model.double_blocks, model.single_blocks],
+        forward_pattern=[ForwardPattern.Pattern_1, ForwardPattern.Pattern_3],
+        merge=True,
+    )
+
+
+def of_streams(**described: Any) -> tuple[nn.Module, BlockAdapter]:
+    """A toy of blocks that take (H, E) and return them in this order, described otherwise."""
+    model = Toy("0")
+    return model, model.adapter(**described)
+
+
+SHAPE_CHANGES: dict[str, tuple[Callable[[], tuple[nn.Module, BlockAdapter]], str]] = {
+    "lists joined in between": (without_join, "pass join='eh' or 'he'"),
+    "another pattern": (lambda: of_streams(forward_pattern=ForwardPattern.Pattern_1), "forward_pattern"),
+    "another stream": (lambda: of_streams(stream_names=("encoder_hidden_states", "hidden_states")), "stream_names"),
+    "a token more": (growing, "adds, drops or merges tokens"),
+}
+
+
+@pytest.mark.parametrize("cause", SHAPE_CHANGES)
+def test_a_changed_shape_is_told_with_all_that_may_cause_it(cause: str) -> None:
+    make, told = SHAPE_CHANGES[cause]
+    model, adapter = make()
+    cache_dit.enable_cache(adapter, static("FCFC"))
+    with contextlib.suppress(RuntimeError):  # the model itself may not go on with what it was given
+        frozen_run(model, stream_inputs(model), 4)
+    found = reason(model)
+    assert found is not None and found.startswith("The blocks change their input's shape")
+    assert told in found

@@ -319,11 +319,17 @@ def test_an_adapted_plan_says_that_it_is_an_estimate() -> None:
     assert found.note == "an estimate: adapted from 10 to 6 steps"
     assert [point.full_steps for point in found.points] == [4]
     assert found.chosen is None
-    assert found.points[0].measured is None
-    assert found.points[0].predicted == quality(38)
+    assert found.points[0].quality is None
+    assert found.points[0].adapted_from == found.adapt(8).points[0].adapted_from == 10
+    assert found.points[0].told == "unknown: an estimate"
     assert found.points[0].ideal_speedup == pytest.approx(1.5)
     assert found.scope.sigmas is None
     assert "note: an estimate" in str(found)
+    assert "unknown: an estimate" in str(found)
+    for told in (str(found), repr(found)):
+        assert "38" not in told
+    with pytest.raises(ConfigError, match="target_psnr=30"):
+        found.select(target_psnr=30)
     assert "by their numbers" in curve(4).adapt(20).note
 
 
@@ -342,17 +348,32 @@ def test_a_plan_is_printed_in_a_line_a_point_with_what_it_is_for() -> None:
     assert str(plan).splitlines() == [
         "plan for Flux: 10 steps, Euler, branches cond, uncond",
         "  full steps  ideal speed-up  quality",
-        "  6 of 10     1.67            42.0 dB, 5th percentile 38.0 (16 pictures, measured)",
-        "  4 of 10     2.50            38.0 dB, 5th percentile 34.0 (16 pictures, measured)",
+        "  6 of 10     1.67            42.0 dB, mean of 16 pictures of the search (5th percentile 38.0)",
+        "  4 of 10     2.50            38.0 dB, mean of 16 pictures of the search (5th percentile 34.0)",
         "no point is chosen: see plan.select",
     ]
     chosen = replace(promising((40.0,) * 9).select(full_steps=4), note="try it")
     assert str(chosen).splitlines()[3:] == [
-        "→  4 of 10     2.50            40.0 dB, 5th percentile 36.0 (16 pictures, kept apart)",
+        "→  4 of 10     2.50            40.0 dB, mean of 16 held-out pictures (5th percentile 36.0)",
         "note: try it",
     ]
+    called = Plan(PlanScope(num_inference_steps=10, call={"guidance_scale": 2, "tiled": True}), plan.points)
+    assert str(called).splitlines()[1] == "made with guidance_scale=2, tiled=True"
     unknown = Plan(PlanScope(num_inference_steps=2), (PlanPoint(1, {"*": BranchSchedule("10")}),), chosen=1)
     assert str(unknown).splitlines()[::2] == ["plan for any model: 2 steps", "→  1 of 2      1.00            not known"]
+
+
+def test_a_note_stands_under_its_point_and_under_no_other() -> None:
+    plan = curve(8, 6, 4, chosen=6)
+    points = tuple(replace(point, note="too few prompts") if point.full_steps == 6 else point for point in plan.points)
+    noted = replace(plan, points=points, note="for all")
+    rows = str(noted).splitlines()
+    assert [place for place, row in enumerate(rows) if "too few prompts" in row] == [4]
+    assert rows[3].startswith("→  6 of 10")
+    assert rows[4].strip() == "note: too few prompts"
+    assert rows[-1] == "note: for all"
+    assert [point.note for point in noted.adapt(20).points] == ["", "", ""]  # of pictures that are none of its own
+    assert Plan.of(noted.as_dict()) == noted
 
 
 # -- the promise

@@ -487,9 +487,39 @@ def test_the_summary_names_the_plan_its_quality_and_what_happened(capsys: pytest
     assert stats.plan.quality is not None
     assert stats.plan.quality.mean == 40.0
     assert stats.ideal_speedup == stats.plan.ideal_speedup == 2.0
-    told = "plan 3of6: 40.0 dB, 5th percentile 36.0, ideal speed-up 2.00; every step was done as planned"
+    told = (
+        "plan 3of6: 40.0 dB, mean of 8 pictures of the search (5th percentile 36.0), ideal speed-up 2.00; every step "
+        "was done as planned"
+    )
     assert told in capsys.readouterr().out
     assert cache_dit.strify(pipe) == "DBCache_PLAN3of6_CFG0_S3"
+
+
+def test_an_adapted_plan_has_no_quality_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = cache_dit.enable_cache(tiny_pipeline(), plan_of(mask="1101001010").adapt(STEPS))
+    generate(pipe)
+    stats = cache_dit.summary(pipe)[0]
+    assert stats.plan is not None and stats.plan.quality is None
+    printed = capsys.readouterr().out
+    assert "plan 5of6: quality unknown: an estimate, ideal speed-up 1.20" in printed
+    assert " dB" not in printed
+
+
+@pytest.mark.parametrize(("full_steps", "noted"), [(3, True), (2, False)])
+def test_the_summary_has_the_note_of_the_chosen_point_alone(
+    full_steps: int, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = (
+        PlanPoint(3, {"*": BranchSchedule(TEXT)}, note="too few prompts"),
+        PlanPoint(2, {"*": BranchSchedule("100100")}),
+    )
+    plan = Plan(PlanScope(num_inference_steps=STEPS), points, note="for all")
+    pipe = cache_dit.enable_cache(tiny_pipeline(), plan.select(full_steps=full_steps))
+    generate(pipe)
+    cache_dit.summary(pipe.transformer)
+    printed = capsys.readouterr().out
+    assert ("too few prompts" in printed) is noted
+    assert "for all" in printed
 
 
 def test_a_step_that_the_engine_had_to_compute_is_told(

@@ -64,7 +64,7 @@ class BlockAdapter:
         params_modifiers: options that differ from the common ones, one per chain of blocks, in order; chains without
             one keep the common ones. Nested, a list for each transformer: one alone in it is for all its chains.
         check_forward_pattern: whether names in the pattern must be arguments of the blocks' ``forward``; when None,
-            only for models of diffusers without hooks.
+            only for models of diffusers without hooks. Names given by ``stream_names`` must be in any case.
         check_num_outputs: whether the number of tensors in ``forward``'s return annotation must fit the pattern.
         patch_functor: an object with ``apply(transformer)``, called once; models need none for the cache.
         has_separate_cfg: whether conditional and unconditional calls take turns without ``cache_context``.

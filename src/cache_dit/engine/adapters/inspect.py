@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
-from cache_dit.engine.adapters.match import Fit, Unfit, fit, is_inside, mix, side_list, taking_turns
-from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN
+from cache_dit.engine.adapters.match import Fit, Unfit, fit, is_inside, joining, mix, side_list, taking_turns
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, Join
 from cache_dit.engine.adapters.trace import WatchedList, plain, trace
 from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError, UnsupportedModelError
@@ -64,11 +65,15 @@ class Inspection:
         transformer: the model.
         lists: its lists of modules; those inside the blocks of a list that fits are left out.
         turns: the names of lists whose blocks take turns: they are one chain.
+        joined: the names of two lists of which the second takes over both streams of the first: they are one chain too.
+        join: how it takes them over; see ``BlockAdapter``.
     """
 
     transformer: torch.nn.Module
     lists: tuple[InspectedList, ...]
     turns: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+    join: Join = None
 
     @property
     def fitting(self) -> list[InspectedList]:
@@ -77,7 +82,7 @@ class Inspection:
         return sorted(found, key=lambda listed: -len(listed.watched.calls))
 
     def adapter(self, *names: str, **options: Any) -> BlockAdapter:
-        """The description of the longest list that fits.
+        """The description of the longest list that fits, or of two as one chain where these are joined.
 
         Args:
             *names: the lists to describe instead; each is a chain of its own, if their blocks do not take turns.
@@ -96,7 +101,7 @@ class Inspection:
             "forward_pattern": [_fit(listed).pattern for listed in chosen],
             "stream_names": [_fit(listed).streams for listed in chosen],
         }
-        return BlockAdapter(**{"transformer": self.transformer, **described, **self._merged(chosen), **options})
+        return BlockAdapter(**{"transformer": self.transformer, **described, **self._merged(chosen, names), **options})
 
     def line(self, *names: str) -> str:
         """The line of code that puts a cache on the model; arguments and errors are those of ``adapter``."""
@@ -109,7 +114,8 @@ class Inspection:
         streams = [str(_fit(listed).streams).replace("'", '"') for listed in chosen]
         if any(_fit(listed).streams != (HIDDEN, ENCODER) for listed in chosen):
             fields["stream_names"] = _listed(streams)
-        fields |= {name: str(value) for name, value in self._merged(chosen).items()}
+        merged = self._merged(chosen, names)
+        fields |= {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in merged.items()}
         return f"cache_dit.enable_cache(BlockAdapter({', '.join(f'{name}={value}' for name, value in fields.items())}))"
 
     def __str__(self) -> str:
@@ -123,7 +129,7 @@ class Inspection:
         if others:
             lines.append(f"Lists that fit as well: {', '.join(others)}.")
         together = [listed.name for listed in self.lists if listed in self._together()]
-        if len(together) > len(chosen):
+        if len(together) > len(chosen) or chosen == list(self.joined):
             lines += ["Several lists, each a chain of its own:", f"    {self.line(*together)}"]
         return "\n".join(lines)
 
@@ -145,7 +151,7 @@ class Inspection:
         for name in names:
             if name not in fitting:
                 raise ConfigError(f"{name!r} is no list that fits: pass one of {', '.join(map(repr, fitting))}")
-        wanted = names or tuple(fitting)[:1]
+        wanted = names or self.joined or tuple(fitting)[:1]
         if set(wanted) & set(self.turns):
             wanted = (*self.turns, *(name for name in wanted if name not in self.turns))
         chosen = [fitting[name] for name in wanted]
@@ -157,7 +163,10 @@ class Inspection:
                 )
         return chosen
 
-    def _merged(self, chosen: list[InspectedList]) -> dict[str, Any]:
+    def _merged(self, chosen: list[InspectedList], names: tuple[str, ...]) -> dict[str, Any]:
+        """What says that lists are one chain; those that are joined are where nobody named them."""
+        if self.joined and not names:
+            return {"merge": True, **({} if self.join is None else {"join": self.join})}
         taking = len(chosen) > 1 and {listed.name for listed in chosen} == set(self.turns)
         return {"merge": True, "interleave": True} if taking else {}
 
@@ -197,11 +206,19 @@ def _judged(transformer: torch.nn.Module, lists: list[WatchedList]) -> Inspectio
             judged.append(found)
     fitting = [listed.watched for listed in judged if listed.fit is not None]
     turns = taking_turns(fitting)
-    return Inspection(
-        transformer,
-        tuple(listed if listed.watched in turns else _alone(listed) for listed in judged),
-        tuple(watched.name for watched in turns),
-    )
+    left = tuple(listed if listed.watched in turns else _alone(listed) for listed in judged)
+    return Inspection(transformer, left, tuple(watched.name for watched in turns), *_joined(left))
+
+
+def _joined(lists: Sequence[InspectedList]) -> tuple[tuple[str, ...], Join]:
+    """The two lists that are one chain, and how they are joined; none where another list is longer than both."""
+    calls = {listed.name: len(listed.watched.calls) for listed in lists if listed.fit is not None}
+    for first, second in itertools.permutations(lists, 2):
+        if first.fit is None or second.fit is None or calls[first.name] + calls[second.name] < max(calls.values()):
+            continue
+        if (found := joining(first.watched, second.watched, (first.fit, second.fit))) is not None:
+            return (first.name, second.name), found[0]
+    return (), None
 
 
 def _judge(watched: WatchedList) -> InspectedList:

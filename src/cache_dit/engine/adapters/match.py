@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, ForwardPattern
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, ForwardPattern, Join
 from cache_dit.engine.adapters.trace import BlockCall, Key, WatchedList, plain
 
 _HIDDEN_WORDS = ("hidden", "img", "image", "latent", "video", "audio", "sample")
@@ -183,6 +183,26 @@ def taking_turns(lists: Sequence[WatchedList]) -> list[WatchedList]:
         if len(group) > 1 and feeding is listed and in_turns:
             return group
     return []
+
+
+def joining(first: WatchedList, second: WatchedList, fits: tuple[Fit, Fit]) -> tuple[Join] | None:
+    """How the second of two lists takes over both streams that the first one returns: its ``join``; None: it does not.
+
+    Args:
+        first, second: the lists.
+        fits: how each can be described.
+    """
+    (one, other), made_of = fits, second.calls[0].made_of.get(first, {})
+    if one.rounds > 1 or other.rounds > 1:
+        return None
+    if one.pattern.Forward_H_only or one.pattern.Return_H_Only:
+        return None
+    streams: tuple[int, ...] = (0, 1) if one.pattern.Return_H_First else (1, 0)
+    hidden, encoder = (made_of.get(key, made_of.get(at)) for at, key in enumerate(other.streams))
+    if other.pattern is ForwardPattern.Pattern_3:
+        ways: dict[tuple[int, ...], tuple[Join]] = {streams: ("he",), streams[::-1]: ("eh",)}
+        return ways.get(hidden or ())
+    return (None,) if (hidden, encoder) == tuple((place,) for place in streams) else None
 
 
 def _feeding(listed: WatchedList) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from cache_dit.config.modifier import ParamsModifier
-from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, BlockIO, ForwardPattern, Join
+from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, BlockIO, ForwardPattern, Join, takes_any_name
 from cache_dit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,16 @@ class BlockList:
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """Block lists with one decision and one residual; what the fields mean is said by ``BlockAdapter``."""
+    """Block lists with one decision and one residual; what the fields mean is said by ``BlockAdapter``.
+
+    ``strict`` says which names the blocks' ``forward`` must have: all that a pattern reads, those that were given by
+    ``stream_names`` (None), or none.
+    """
 
     lists: tuple[BlockList, ...]
     join: Join = None
     modifier: ParamsModifier | None = None
-    strict: bool = False
+    strict: bool | None = None
     interleave: bool = False
     long_skip: bool = False
 
@@ -96,7 +100,9 @@ class ChainSpec:
             inner = type(getattr(block, "_orig_mod", block))  # a compiled block: its wrapper's forward says nothing
             if (index, inner) not in known:
                 hidden, encoder = listed.streams
-                known[index, inner] = BlockIO(inner, listed.pattern, hidden=hidden, encoder=encoder, strict=self.strict)
+                named = listed.streams != (HIDDEN, ENCODER) and not takes_any_name(inner)
+                strict = named if self.strict is None else self.strict
+                known[index, inner] = BlockIO(inner, listed.pattern, hidden=hidden, encoder=encoder, strict=strict)
             found.append((index, block, known[index, inner]))
         return found
 
@@ -281,7 +287,7 @@ def targets_of(adapter: Description, params_modifiers: Any = None) -> list[Targe
             BlockList(name, tuple(blocks), pattern, next(streams))
             for name, blocks, pattern in zip(names, lists, patterns, strict=True)
         ]
-        strict = _is_strict(adapter, transformer)
+        strict = _strictness(adapter, transformer)
         join = adapter.join if adapter.merge else None
         chains = [
             ChainSpec(group, join, next(modifiers), strict, adapter.interleave, adapter.long_skip)
@@ -356,9 +362,10 @@ def _streams(adapter: Description) -> list[tuple[str, str]]:
     return pairs
 
 
-def _is_strict(adapter: Description, transformer: torch.nn.Module) -> bool:
+def _strictness(adapter: Description, transformer: torch.nn.Module) -> bool | None:
+    """Which names are checked; see ``ChainSpec``."""
     if hasattr(transformer, "_hf_hook") or hasattr(transformer, "_diffusers_hook"):
         return False
-    if adapter.check_forward_pattern is not None:
-        return adapter.check_forward_pattern
-    return type(transformer).__module__.startswith("diffusers")
+    usual = type(transformer).__module__.startswith("diffusers")
+    asked = usual if adapter.check_forward_pattern is None else adapter.check_forward_pattern
+    return True if asked else None

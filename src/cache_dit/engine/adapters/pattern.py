@@ -72,6 +72,13 @@ def argument_names(forward: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters[1 if bound else 0 :]]
 
 
+def takes_any_name(block_class: type) -> bool:
+    """Whether a class's ``forward`` takes arguments by any name."""
+    forward = getattr(block_class, "forward", None)
+    kinds = [] if forward is None else [one.kind for one in inspect.signature(forward).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
 class BlockIO:
     """Reads (H, E) from a block's call and from its result, and builds a result of the same form.
 
@@ -116,8 +123,8 @@ class BlockIO:
         if strict and missing:
             raise PatternMismatchError(
                 f"{self.block_name}.forward({', '.join(names)}) has no argument {missing[0]!r}, which "
-                f"{pattern.name} reads. Choose the pattern that fits the block, name the arguments with "
-                f"stream_names=(hidden, encoder), or pass check_forward_pattern=False to go by position."
+                f"{pattern.name} reads. Choose the pattern that fits the block, name two of these arguments with "
+                f"stream_names=(hidden, encoder), or go by position: no stream_names, and check_forward_pattern=False."
             )
         self.hidden = hidden
         self.encoder = encoder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,8 @@ class BlockCall:
         constant: those of them that the list's last call got too, the same object.
         fed: for each item of what the list's last call returned, the arguments that are this very tensor.
         fed_by: the list whose block, called right before, returned one of them; its own list goes first.
+        made_of: of a list's first call, for each other list: the arguments that are what it returned last, one item or
+            two of them over the tokens (dimension 1) one after the other, with the places of these items.
         returned: a description of what came out.
         items: the tensors that came out, by their place; place 0 is a bare tensor's.
         patterns: those that can express what came out.
@@ -52,6 +55,7 @@ class BlockCall:
     constant: set[Key] = field(default_factory=set)
     fed: dict[int, set[Key]] = field(default_factory=dict)
     fed_by: WatchedList | None = None
+    made_of: dict[WatchedList, dict[Key, tuple[int, ...]]] = field(default_factory=dict)
     returned: str = ""
     items: dict[int, Look] = field(default_factory=dict)
     patterns: frozenset[ForwardPattern] = frozenset()
@@ -91,6 +95,15 @@ def lists_of(model: torch.nn.Module) -> list[WatchedList]:
         for name, module in model.named_modules()
         if name and isinstance(module, _CONTAINERS) and len(module)
     ]
+
+
+def has_blocks_beside(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> bool:
+    """Whether a model has lists of blocks, modules of one class with parts, in which others than these stand."""
+    known = {module for block in blocks for module in plain(block).modules()} | set(blocks)
+    beside = (listed for listed in lists_of(model) if not known.issuperset(listed.blocks))
+    return any(
+        len(listed.classes) == 1 and all(list(plain(block).children()) for block in listed.blocks) for listed in beside
+    )
 
 
 def trace(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WatchedList]:
@@ -152,6 +165,8 @@ class _Watcher:
             call.fed_by = listed
         elif any(tensor is item for tensor in tensors.values() for item in latest):
             call.fed_by = self._latest
+        if not listed.calls:
+            call.made_of = {other: _made_of(tensors, items) for other, items in self._returned.items()}
         self._count += 1
         self._arguments[listed] = tensors
         return call
@@ -164,6 +179,25 @@ class _Watcher:
         call.patterns = frozenset(pattern for pattern in ForwardPattern if _expresses(pattern, block, output))
         self._returned[listed], self._latest = tensors, listed
         listed.calls.append(call)
+
+
+def _made_of(tensors: Mapping[Key, torch.Tensor], items: Mapping[int, torch.Tensor]) -> dict[Key, tuple[int, ...]]:
+    """The tensors that are one of some items, or two of them over dimension 1, with the places of these."""
+    found: dict[Key, tuple[int, ...]] = {}
+    for key, tensor in tensors.items():
+        for places in (*((place,) for place in items), *itertools.permutations(items, 2)):
+            parts = [items[place] for place in places]
+            if (tensor is parts[0]) if len(parts) == 1 else _is_joint(tensor, parts):
+                found[key] = places
+                break
+    return found
+
+
+def _is_joint(tensor: torch.Tensor, parts: Sequence[torch.Tensor]) -> bool:
+    shapes = [(*part.shape[:1], *part.shape[2:]) for part in (tensor, *parts)]
+    if tensor.dim() < 2 or len(set(shapes)) > 1 or any(part.dim() != tensor.dim() for part in parts):
+        return False
+    return torch.equal(tensor, torch.cat(list(parts), dim=1))
 
 
 def _keyed(block: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Key, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cache_dit.engine.plans.call import arguments_of, host_values
 from cache_dit.engine.sessions.request import Request, current_request
 from cache_dit.engine.subclass import STATE, state_of
 
@@ -32,7 +32,8 @@ class PipelineState:
         """A request for one call of the pipeline."""
         self._follow(pipe)
         # of several transformers each makes a part of the steps: how many, only its own options can say
-        steps = None if len(self.transformers) > 1 else _steps(type(pipe).__call__, pipe, args, kwargs)
+        given = arguments_of(pipe, args, kwargs)
+        steps = None if len(self.transformers) > 1 else _steps(given)
         scheduler = getattr(pipe, "scheduler", None)
         return Request(
             object(),
@@ -41,6 +42,7 @@ class PipelineState:
             scheduler=scheduler,
             outer=current_request(),
             scheduled=None if self._in_parts(pipe) else _scheduled(pipe, scheduler),
+            call=host_values(given),
         )
 
     def _in_parts(self, pipe: Any) -> bool:
@@ -97,19 +99,14 @@ def _scheduled(pipe: Any, scheduler: Any) -> Callable[[], int | None]:
     return scheduled
 
 
-def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+def _steps(given: Mapping[str, Any]) -> int | None:
     """The number of steps of a pipeline's call: of its own schedule, or its ``num_inference_steps``."""
-    try:
-        bound = inspect.signature(call).bind_partial(pipe, *args, **kwargs)
-    except TypeError:  # the call itself will say what is wrong with its arguments
-        return None
-    bound.apply_defaults()
     for name in ("timesteps", "sigmas"):  # a schedule of one's own comes before a number
-        schedule = bound.arguments.get(name)
+        schedule = given.get(name)
         if schedule is not None and hasattr(schedule, "__len__"):
             return len(schedule)
     # a pipeline that has both denoises with a U-Net after its prior, and the prior is what can be cached
-    numbers = (bound.arguments.get(f"{part}num_inference_steps") for part in ("prior_", ""))
+    numbers = (given.get(f"{part}num_inference_steps") for part in ("prior_", ""))
     return next((steps for steps in numbers if isinstance(steps, int) and steps > 0), None)
 
 

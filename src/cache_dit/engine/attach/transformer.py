@@ -22,10 +22,10 @@ from cache_dit.engine.forward.conditioning import ConditioningMonitor
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
 from cache_dit.engine.forward.shards import call_key
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.plans.scope import branch_name
+from cache_dit.engine.plans.scope import PlanScope, branch_name
 from cache_dit.engine.policies.plan import departure
 from cache_dit.engine.sessions.call_reader import CallReader, needs_grad, shallow, sigma_of
-from cache_dit.engine.sessions.opening import cache_class, layout_now, policy_maker, scope_of
+from cache_dit.engine.sessions.opening import cache_class, check_plan, layout_now, policy_maker, scope_of
 from cache_dit.engine.sessions.reasons import NEVER_CALLED, NO_STEP, misfit, no_hit
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
@@ -255,9 +255,9 @@ class TransformerState:
             session.num_inference_steps = request.steps(steps or _planned_steps(options))
         try:
             if not options[0].plans_as(before[0]):
-                session.guidance_checked = False
+                session.guidance_checked, session.differences = False, []
             makers = {
-                (name, index): policy_maker(one, session, request, name, self._module())
+                (name, index): policy_maker(one, session, request, name, self._module(), chain=self.chains[index][0])
                 for name in {branch, *(key[0] for key in session.caches)}
                 for index, one in enumerate(options)
             }
@@ -405,7 +405,7 @@ class TransformerState:
         called = tuple({branch_name(branch) for branch, _, _ in list(session.caches)})
         for one in session.options:
             if one.cache.plan is not None and called:
-                one.cache.plan.check(branches=called)
+                check_plan(one.cache.plan, PlanScope(branches=called), session, self.chains[0][0])
         session.guidance_checked = True
 
     def _note_gradients(self, session: Session) -> None:
@@ -435,7 +435,9 @@ class TransformerState:
         chain, options = self.chains[index][0], session.options[index]
         layout, refused = layout_now(chain, options, last=index == len(self.chains) - 1)
         self._say_misfit(session, options)
-        make = policy_maker(options, session, forward.request, branch, self._module(), latent=forward.latent)
+        make = policy_maker(
+            options, session, forward.request, branch, self._module(), chain=chain, latent=forward.latent
+        )
         before = session.replaced.pop(key, None)
         if before is not None:
             make = functools.partial(make, records=next((known.records for known in before.policies().values()), []))

@@ -72,15 +72,8 @@ def _adapted_point(point: PlanPoint, places: Sequence[int], steps: int) -> PlanP
     if any(sum(schedule.mask) > steps for schedule in point.branches.values()):
         return None
     branches = {name: _moved(schedule, places, steps) for name, schedule in point.branches.items()}
-    quality = point.quality
-    return replace(
-        point,
-        branches=branches,
-        predicted=None if quality is None else replace(quality, held_out=False, values=None),
-        measured=None,
-        ideal_speedup=point.ideal_speedup * steps / point.steps,
-        measured_speedup=None,
-    )
+    speedup = point.ideal_speedup * steps / point.steps
+    return PlanPoint(point.full_steps, branches, ideal_speedup=speedup, adapted_from=point.adapted_from or point.steps)
 
 
 def _moved(schedule: BranchSchedule, places: Sequence[int], steps: int) -> BranchSchedule:

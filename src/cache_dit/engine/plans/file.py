@@ -31,12 +31,12 @@ _Made = TypeVar("_Made")
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts without what is None, tuples as lists, infinities as text: JSON has none."""
+    """Dataclasses as dicts without what is as usual, tuples as lists, infinities as text: JSON has none."""
     if isinstance(value, BranchSchedule):
         return {"mask": value.text, "rules": [rule.name for rule in value.rules]}
     if hasattr(value, "__dataclass_fields__"):
-        entries = ((each.name, plain(getattr(value, each.name))) for each in fields(value))
-        return {name: entry for name, entry in entries if entry is not None}
+        entries = ((each, plain(getattr(value, each.name))) for each in fields(value))
+        return {each.name: entry for each, entry in entries if entry != each.metadata.get("left_out")}
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):

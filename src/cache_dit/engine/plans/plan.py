@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from cache_dit.config.base import GUARD_IS_GONE, bad_value, check_integer, check_number
+from cache_dit.config.base import GUARD_IS_GONE, bad_value, check_flag, check_integer, check_number
 from cache_dit.engine.plans.adapt import adapted
 from cache_dit.engine.plans.file import plain, plan_of, read, write
 from cache_dit.engine.plans.point import PlanPoint
@@ -36,6 +36,8 @@ class Plan:
         cost: what the planning cost, by name, e.g. `{"runs": 42, "seconds": 61.5}`.
         note: what to know of it, e.g. that it is an estimate.
         version: the version of the file format.
+        strict: whether a run is refused whose call (guidance, size, …) differs from that which it was made with. False:
+            it runs, a line of log and the summary say what differed, and its quality is unknown.
 
     Raises:
         ConfigError: a field cannot work; the message names it.
@@ -47,8 +49,10 @@ class Plan:
     cost: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     version: int = VERSION
+    strict: bool = field(default=True, metadata={"left_out": True})
 
     def __post_init__(self) -> None:
+        check_flag("strict", self.strict)
         if self.version != VERSION:
             raise bad_value("version", self.version, f"{VERSION}, the format that this release reads; plan anew")
         check_integer("num_inference_steps", self.scope.num_inference_steps, minimum=1)
@@ -147,8 +151,8 @@ class Plan:
             sigmas: their noise levels, one per step; None: those of the plan's run, interpolated.
 
         Returns:
-            A plan whose qualities are the old ones, as predictions, and whose note says that it is an estimate. Points
-            that do not fit so few steps are left out.
+            A plan whose qualities are unknown, and whose note says that it is an estimate. Points that do not fit so
+            few steps are left out.
 
         Raises:
             ConfigError: the number or the levels cannot work, or no point is left.
@@ -163,24 +167,34 @@ class Plan:
             note=f"{self.note}; {note}" if self.note else note,
         )
 
-    def check(self, run: PlanScope | None = None, **seen: Any) -> None:
+    def check(self, run: PlanScope | None = None, **seen: Any) -> list[str]:
         """Raise `ConfigError`, with everything that differs, unless the plan holds for a run like this.
 
         Args:
             run: what is known of it.
             **seen: further fields of `PlanScope`; those that are left out or None are unknown, and not compared.
+
+        Returns:
+            What differs in the call, where the plan is not strict.
         """
-        different = self.scope.differences(replace(run or PlanScope(), **seen))
+        run = replace(run or PlanScope(), **seen)
+        different, of_call = self.scope.differences(run), self.scope.call_differences(run)
+        if not self.strict:
+            different = [one for one in different if one not in of_call]
         if different:
+            way = "for another number of steps, plan.adapt gives an estimate"
+            if all(one in of_call for one in different):
+                way = "to allow it, pass Plan.load(path, strict=False) or dataclasses.replace(plan, strict=False)"
             raise ConfigError(
                 f"the plan {self.tag} was made with {'; '.join(different)}: plan anew, or run what it was made for "
-                "(for another number of steps, plan.adapt gives an estimate)"
+                f"({way})"
             )
+        return of_call
 
     def knows(self, branch: Hashable) -> bool:
-        """Whether the plan says something for this branch, and it is one that it was made with."""
+        """Whether the plan says something for this branch, and it is one that it was made with, where it is strict."""
         name = branch_name(branch)
-        made = self.scope.has_branch(name)
+        made = not self.strict or self.scope.has_branch(name)
         return all(point.schedule(name) is not None and (made or name in point.branches) for point in self.points)
 
     def __str__(self) -> str:
@@ -196,8 +210,12 @@ class Plan:
         return found
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
+    def load(cls, path: str | os.PathLike[str], *, strict: bool | None = None) -> Plan:
         """Read the file that `save` wrote.
+
+        Args:
+            path: the file.
+            strict: see `Plan`; None: as the file says.
 
         Raises:
             ConfigError: the file is missing or no JSON, or a field of it is missing, unknown or cannot work; the
@@ -205,7 +223,7 @@ class Plan:
         """
         content = read(path)
         try:
-            return plan_of(cls, content)
+            return plan_of(cls, content if strict is None else {**content, "strict": strict})
         except ConfigError as error:
             raise ConfigError(f"{os.fspath(path)}: {error}") from error
 

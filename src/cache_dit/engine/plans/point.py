@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_dit.config.base import as_number, bad_value, check_integer, check_number
 from cache_dit.engine.plans.schedule import BranchSchedule
@@ -42,7 +42,12 @@ class Quality:
 
     def __str__(self) -> str:
         unit = " dB" if self.metric == "psnr" else f" {self.metric}"
-        return f"{self.mean:.1f}{unit}, 5th percentile {self.p5:.1f}"
+        return f"{self.mean:.1f}{unit}, mean of {self.of} (5th percentile {self.p5:.1f})"
+
+    @property
+    def of(self) -> str:
+        """Which pictures it is of: `16 held-out pictures`, or `4 pictures of the search`."""
+        return f"{self.pictures} held-out pictures" if self.held_out else f"{self.pictures} pictures of the search"
 
     def promise(self, level: float) -> float | None:
         """What a further picture reaches with at least this probability; None where nothing tells. See `Plan.promise`.
@@ -65,6 +70,9 @@ class PlanPoint:
         predicted, measured: the quality that was estimated, and that of real runs.
         ideal_speedup: block calls without the plan over block calls with it.
         measured_speedup: by the clock, where it was measured.
+        note: what to know of this point alone.
+        adapted_from: the steps of the plan that its schedule was carried over from, which nothing was measured after;
+            None: it was not.
 
     Raises:
         ConfigError: there is no branch, the masks differ in length, or a number cannot work.
@@ -76,6 +84,8 @@ class PlanPoint:
     measured: Quality | None = None
     ideal_speedup: float = 1.0
     measured_speedup: float | None = None
+    note: str = field(default="", metadata={"left_out": ""})
+    adapted_from: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("full_steps", self.full_steps, minimum=1)
@@ -93,6 +103,14 @@ class PlanPoint:
     def quality(self) -> Quality | None:
         """The measured quality, else the predicted one."""
         return self.measured or self.predicted
+
+    @property
+    def told(self) -> str:
+        """Its quality for people, or that it is unknown, and why."""
+        quality = self.quality
+        if quality is None:
+            return "not known" if self.adapted_from is None else "unknown: an estimate"
+        return str(quality) if self.measured is not None else f"predicted: {quality}"
 
     def schedule(self, branch: Hashable) -> BranchSchedule | None:
         """The schedule of a branch, or of the branch that a variant (a tuple, its name first) is of; None: unknown."""

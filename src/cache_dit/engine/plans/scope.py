@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from cache_dit.engine.plans.call import differing, host_values
 
 UNNAMED = "default"
 """The branch of calls that nobody named: the only one, or the first of guidance's two as may turn out."""
@@ -13,6 +16,7 @@ SIGMA_TOLERANCE = 1e-3
 """How far a run's noise levels may lie from the plan's, as a share of the highest of them."""
 
 _COMPARED = ("model_class", "weights", "num_inference_steps", "scheduler", "shift", "branches", "resolution", "dtype")
+_OF_THE_CALL = ("branches", "resolution")
 
 
 def branch_name(branch: Hashable) -> str:
@@ -35,6 +39,7 @@ class PlanScope:
         resolution: how many tokens the latent has; see `latent_tokens`.
         dtype: of the transformer's parameters, e.g. `"bfloat16"`.
         predictors: the names of the rules that were searched; not compared with a run's.
+        call: the arguments of the pipeline's call, those that lie on the host, by name.
     """
 
     model_class: str | None = None
@@ -47,6 +52,7 @@ class PlanScope:
     resolution: int | None = None
     dtype: str | None = None
     predictors: tuple[str, ...] | None = None
+    call: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("sigmas", "branches", "predictors"):
@@ -56,11 +62,29 @@ class PlanScope:
             object.__setattr__(self, "sigmas", tuple(round(float(sigma), 6) for sigma in self.sigmas))
         if self.branches is not None:
             object.__setattr__(self, "branches", tuple(sorted(map(branch_name, self.branches))))
+        if self.call is not None:
+            object.__setattr__(self, "call", host_values(self.call))
 
     def differences(self, other: PlanScope) -> list[str]:
         """What is known of both and differs, as sentences: `num_inference_steps=28, not 50`."""
+        return self._differing(_COMPARED, other)
+
+    def call_differences(self, other: PlanScope) -> list[str]:
+        """Those in a pipeline's call, and in what follows from it: the branches, the size, the noise levels."""
+        return self._differing(_OF_THE_CALL, other)
+
+    def unchecked(self, call: Mapping[str, Any] | None) -> str:
+        """What of the call that a plan was made with nothing tells of a run, as a sentence; empty: nothing."""
+        if self.call is None:
+            return "guidance was not checked, as the plan does not know the call that it was made with"
+        if call is None:
+            return "guidance was not checked, as a transformer without its pipeline does not tell it"
+        missing = [name for name in self.call if name not in call]
+        return f"not checked, as this pipeline takes none: {', '.join(missing)}" if missing else ""
+
+    def _differing(self, names: Sequence[str], other: PlanScope) -> list[str]:
         found = []
-        for name in _COMPARED:
+        for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
             if name == "branches" and _one_unnamed(mine, theirs):
                 continue
@@ -68,7 +92,7 @@ class PlanScope:
                 found.append(f"{name}={mine!r}, not {theirs!r}")
         if self.sigmas and other.sigmas and self.resolution is not None:
             found += _differing_sigmas(self.sigmas, other.sigmas)
-        return found
+        return found + differing(self.call or {}, other.call or {})
 
     def has_branch(self, name: str) -> bool:
         """Whether this branch of guidance is one of them."""

@@ -106,20 +106,32 @@ def unknown_branch(plan: Plan, branch: Hashable) -> ConfigError:
     )
 
 
-def outcome(cache: BasicCacheConfig, caches: Mapping[str, Any]) -> PlanOutcome:
+def outcome(
+    cache: BasicCacheConfig,
+    caches: Mapping[str, Any],
+    *,
+    call: Mapping[str, Any] | None = None,
+    differences: Sequence[str] = (),
+) -> PlanOutcome:
     """What a request made of its plan.
 
     Args:
         cache: its options, which have the plan.
         caches: its caches by the labels of their branches.
+        call: the arguments of the pipeline's call that lie on the host, where they are known.
+        differences: what differed from the call that the plan was made with.
     """
     plan: Plan = cache.plan
+    point = plan.point
     return PlanOutcome(
         plan.tag,
-        plan.point.quality,
-        plan.point.ideal_speedup,
+        None if differences else point.quality,
+        point.ideal_speedup,
         {label: _unplanned(cache) for label, cache in caches.items()},
-        note=plan.note,
+        note="; ".join(filter(None, (plan.note, point.note))),
+        told=f"unknown: made with {'; '.join(differences)}" if differences else point.told,
+        differences=tuple(differences),
+        unchecked=plan.scope.unchecked(call),
     )
 
 

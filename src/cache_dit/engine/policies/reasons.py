@@ -12,7 +12,10 @@ from cache_dit.engine.policies.base import StepRecord, warmup_steps
 
 _REFUSALS = {
     "last_block_not_called": "On a skipped step the last middle block was not called, so every step is computed.",
-    "shape_changes_inside": "The blocks change their input's shape, so nothing can be predicted for them.",
+    "shape_changes_inside": "The blocks change their input's shape, so nothing can be predicted for them. Either two "
+    "merged lists join their streams in between (pass join='eh' or 'he'), or forward_pattern or stream_names take one "
+    "stream for the other (see cache_dit.inspect), or a block itself adds, drops or merges tokens, or returns another "
+    "width, dtype or device (leave it out of blocks).",
     "gathers_inside": "A block that could be skipped gathers tokens from other devices, so every step is computed.",
     "no_middle": "Fn_compute_blocks={config.Fn_compute_blocks} and Bn_compute_blocks={config.Bn_compute_blocks} "
     "leave no block to skip; pass smaller ones.",

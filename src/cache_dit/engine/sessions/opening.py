@@ -72,6 +72,7 @@ def policy_maker(
     branch: Hashable,
     module: torch.nn.Module | None,
     *,
+    chain: Chain,
     latent: Any = None,
 ) -> Callable[..., Any]:
     """What makes the policy of a branch of a chain.
@@ -81,6 +82,7 @@ def policy_maker(
         session, request: the request's.
         branch: the branch.
         module: the transformer.
+        chain: the chain.
         latent: its first input, where it is known.
 
     Raises:
@@ -91,7 +93,7 @@ def policy_maker(
         return functools.partial(PrunePolicy, cache, num_inference_steps=steps, origin=session.refreshed)
     calibration = cache.policy_calibration
     if cache.plan is not None:
-        cache.plan.check(_scope_of_run(cache.plan, options, session, request, module, latent))
+        check_plan(cache.plan, _scope_of_run(cache.plan, options, session, request, module, latent), session, chain)
     elif calibration is not None:
         name = None if scheduler is None else type(scheduler).__name__
         calibration = PolicyCalibration.of(calibration)
@@ -106,6 +108,16 @@ def policy_maker(
     )
 
 
+def check_plan(plan: Plan, run: PlanScope, session: Session, chain: Chain) -> None:
+    """Raise ``ConfigError`` where a plan does not hold for a run; say what differs where that is allowed."""
+    new = [one for one in plan.check(run) if one not in session.differences]
+    session.differences += new
+    if new:
+        names = ", ".join(one.partition("=")[0] for one in new)
+        message = f"cache_dit: the plan %s runs with another {names} than it was made with: %s"
+        chain.say_once(message, plan.tag, "; ".join(new))
+
+
 def _scope_of_run(
     plan: Plan,
     options: ChainOptions,
@@ -116,7 +128,7 @@ def _scope_of_run(
 ) -> PlanScope:
     """What a plan can know of this run."""
     steps = request.steps(options.cache.num_inference_steps)
-    facts: dict[str, Any] = {"num_inference_steps": steps, **latent_facts(latent)}
+    facts: dict[str, Any] = {"num_inference_steps": steps, "call": request.call, **latent_facts(latent)}
     if request.scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
         facts |= schedule_facts(plan, request.scheduler, steps)
     weighs = plan.scope.weights is not None

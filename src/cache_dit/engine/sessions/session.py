@@ -68,6 +68,7 @@ class Session:
         self.explained = False  # whether the log has said why nothing was cached
         self.known: dict[bool, Any] = {}  # what plans can know of the model, without its weights' digest and with it
         self.guidance_checked = False  # whether the branches are known to be those of the plan
+        self.differences: list[str] = []  # from the call that the plan was made with
         self.group: Any = None  # the process group that decides together
         self.second_cache = False  # whether a cache of diffusers is on the transformer as well
         self.index = 0  # of the scheduler's step
