@@ -170,7 +170,7 @@ def chain_stats(session: Session | None, index: int, name: str, options: ChainOp
     stats.reason = None if reason is None else reason.text
     if options.cache.plan is not None:
         by_label = {_label(key, ""): cache for key, cache in caches.items()}
-        call = getattr(session.handle, "call", None)
+        call = getattr(session.handle, "arguments", None)
         stats.plan = outcome(options.cache, by_label, call=call, differences=session.differences)
     return stats
 

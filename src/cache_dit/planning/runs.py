@@ -50,7 +50,7 @@ class Observer:
         if self.session is None:
             self.session = self.state.latest
             request = current_request()
-            self.scheduler, self.call = getattr(request, "scheduler", None), getattr(request, "call", None)
+            self.scheduler, self.call = getattr(request, "scheduler", None), getattr(request, "arguments", None)
         self.steps = max(self.steps, made.call.step + 1)
         self.see(made, first_tensor(output))
 

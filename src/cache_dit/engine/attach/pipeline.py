@@ -42,7 +42,7 @@ class PipelineState:
             scheduler=scheduler,
             outer=current_request(),
             scheduled=None if self._in_parts(pipe) else _scheduled(pipe, scheduler),
-            call=host_values(given),
+            arguments=host_values(given),
         )
 
     def _in_parts(self, pipe: Any) -> bool:

@@ -128,7 +128,7 @@ def _scope_of_run(
 ) -> PlanScope:
     """What a plan can know of this run."""
     steps = request.steps(options.cache.num_inference_steps)
-    facts: dict[str, Any] = {"num_inference_steps": steps, "call": request.call, **latent_facts(latent)}
+    facts: dict[str, Any] = {"num_inference_steps": steps, "call": request.arguments, **latent_facts(latent)}
     if request.scheduler is not None and session.clock.step == 0:  # later it does not tell where it began
         facts |= schedule_facts(plan, request.scheduler, steps)
     weighs = plan.scope.weights is not None

@@ -74,7 +74,7 @@ class Request:
         scheduler: the scheduler whose sigmas its steps have, or None.
         outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
         scheduled: tells, when the run has begun, how many steps its scheduler has for it, or None.
-        call: the arguments of that call that lie on the host, by name; None: they are not known.
+        arguments: those of that call that lie on the host, by name; None: they are not known.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Request:
         scheduler: Any = None,
         outer: Request | None = None,
         scheduled: Callable[[], int | None] | None = None,
-        call: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self.key = key
         self.num_inference_steps = num_inference_steps
@@ -95,7 +95,7 @@ class Request:
         self.keep = keep
         self.scheduler = scheduler
         self.scheduled = scheduled
-        self.call = call
+        self.arguments = arguments
         self.overrides: RequestOverrides = RequestOverrides() if outer is None else outer.overrides
         #: What the request was seen on: transformers' states, each with a ``close(key)``.
         self._seen: list[weakref.ref[Any]] = []
