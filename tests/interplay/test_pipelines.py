@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
 )
+from diffusers.image_processor import VaeImageProcessor
 
 import cache_dit
 from tests.interplay.test_copies import is_plain
@@ -621,3 +624,156 @@ def test_two_threads_with_a_pipeline_each_and_one_transformer_give_what_each_giv
     for index in range(2):
         assert len(results[index]) == 3
         assert all(same(result, expected[index]) for result in results[index])
+
+
+# -- a transformer that is taken out is freed
+
+
+def swapped(pipe: Any, attribute: str, other: Any) -> weakref.ref[Any]:
+    """What looks at the transformer that another one takes the place of."""
+    known = weakref.ref(getattr(pipe, attribute))
+    setattr(pipe, attribute, other)
+    return known
+
+
+def described(pipe: Any) -> Any:
+    """A description of a FLUX pipeline by hand; nothing keeps it."""
+    transformer = pipe.transformer
+    return cache_dit.BlockAdapter(
+        pipe=pipe,
+        transformer=transformer,
+        blocks=[transformer.transformer_blocks, transformer.single_transformer_blocks],
+        forward_pattern=[cache_dit.Pattern_1, cache_dit.Pattern_1],
+        params_modifiers=cache_dit.ParamsModifier(cache_config=cache_dit.DBCacheConfig().reset(Bn_compute_blocks=1)),
+        merge=True,
+    )
+
+
+@pytest.mark.parametrize("by", ["pipeline", "adapter"])
+@pytest.mark.parametrize("ran", [False, True])
+@OPTIONS
+def test_a_transformer_that_is_taken_out_is_freed(options: dict[str, Any], ran: bool, by: str) -> None:
+    pipe = tiny_pipeline()
+    cache_dit.enable_cache(pipe if by == "pipeline" else described(pipe), **options)
+    if ran:
+        generate(pipe)
+        cache_dit.summary(pipe, logging=False)
+    blocks = weakref.ref(pipe.transformer.transformer_blocks[1])
+    old = swapped(pipe, "transformer", None)
+    gc.collect()
+    assert old() is None and blocks() is None
+    pipe.transformer = tiny_transformer(4)
+    fresh = tiny_pipeline(transformer=tiny_transformer(4))
+    cache_dit.enable_cache(fresh if by == "pipeline" else described(fresh), **options)
+    assert same(generate(pipe), generate(fresh))
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe) and is_plain(pipe.transformer)
+
+
+@pytest.mark.parametrize("by", ["pipeline", "adapter"])
+@OPTIONS
+def test_a_transformer_that_another_took_the_place_of_is_freed(options: dict[str, Any], by: str) -> None:
+    pipe = tiny_pipeline()
+    cache_dit.enable_cache(pipe if by == "pipeline" else described(pipe), **options)
+    generate(pipe)
+    for seed in (4, 5):  # the second one was cached by the pipeline itself
+        old = swapped(pipe, "transformer", tiny_transformer(seed))
+        generate(pipe)
+        gc.collect()
+        assert old() is None
+    assert "C" in cache_dit.summary(pipe, logging=False)[0].steps_line["cond"]
+
+
+@pytest.mark.parametrize("attribute", ["transformer", "transformer_2"])
+def test_either_of_two_transformers_is_freed(attribute: str) -> None:
+    pipe = cache_dit.enable_cache(tiny_wan_pipeline(two=True), static_config())
+    generate_video(pipe)
+    old = swapped(pipe, attribute, getattr(tiny_wan_pipeline(two=True), attribute))
+    expected = generate_video(cache_dit.enable_cache(tiny_wan_pipeline(two=True), static_config()))
+    assert same(generate_video(pipe), expected)
+    gc.collect()
+    assert old() is None
+    old = swapped(pipe, attribute, None)
+    gc.collect()
+    assert old() is None
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe)
+
+
+def test_a_transformer_that_two_pipelines_gave_up_is_freed() -> None:
+    pipe = cached_pipeline()
+    other = cache_dit.enable_cache(FluxPipeline(**pipe.components), **DYNAMIC)
+    generate(pipe)
+    old = swapped(pipe, "transformer", None)
+    gc.collect()
+    assert old() is other.transformer
+    other.transformer = None
+    gc.collect()
+    assert old() is None
+
+
+def test_a_pipeline_that_goes_is_freed_with_its_transformer() -> None:
+    pipe = cached_pipeline()
+    generate(pipe)
+    gone = weakref.ref(pipe), weakref.ref(pipe.transformer)
+    del pipe
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_replacement_of_a_transformer_whose_cache_was_taken_off_gets_none() -> None:
+    pipe = cached_pipeline()
+    cache_dit.disable_cache(pipe.transformer)
+    old = swapped(pipe, "transformer", tiny_transformer(4))
+    gc.collect()
+    assert old() is None
+    assert same(generate(pipe), generate(tiny_pipeline(transformer=tiny_transformer(4))))
+
+
+# -- pipelines that say otherwise what they hold
+
+
+class Unnamed(FluxPipeline):
+    """Its ``__init__`` does not name what it registers, so that diffusers' ``components`` raises."""
+
+    def __init__(self, **parts: Any) -> None:
+        DiffusionPipeline.__init__(self)
+        self.register_modules(**parts)
+        self.vae_scale_factor, self.default_sample_size, self.tokenizer_max_length = 8, 8, 77
+        self.image_processor = VaeImageProcessor(vae_scale_factor=16)
+
+
+class Hidden(FluxPipeline):
+    """Says nothing of what it holds."""
+
+    error: type[Exception] = NotImplementedError
+
+    @property
+    def components(self) -> dict[str, Any]:
+        raise self.error("not here")
+
+
+def _unnamed() -> Any:
+    pipe = Unnamed(**tiny_pipeline().components)
+    with pytest.raises(ValueError, match="incorrectly initialized"):
+        _ = pipe.components
+    return pipe
+
+
+@pytest.mark.parametrize("kind", ["unnamed", "NotImplementedError", "KeyError", "AttributeError"])
+def test_a_pipeline_whose_components_raise_is_cached_by_what_it_holds(kind: str) -> None:
+    errors = {"NotImplementedError": NotImplementedError, "KeyError": KeyError, "AttributeError": AttributeError}
+    pipe = _unnamed() if kind == "unnamed" else Hidden(**tiny_pipeline().components)
+    if kind in errors:
+        pipe.__class__ = type("Hidden", (Hidden,), {"error": errors[kind]})
+    pipe.set_progress_bar_config(disable=True)
+    plain = generate(pipe)
+    cache_dit.disable_cache(pipe)
+    assert [entry.name for entry in cache_dit.summary(pipe, logging=False)] == [""]
+    cache_dit.enable_cache(pipe, **STATIC)
+    assert same(generate(pipe), first_result(STATIC)) or kind == "unnamed"
+    assert cache_dit.summary(pipe, logging=False)[0].steps_line == {"cond": "FFCFCC"}
+    pipe.transformer = tiny_transformer()  # followed by its attribute
+    assert not same(generate(pipe), plain)
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe) and is_plain(pipe.transformer) and same(generate(pipe), plain)

@@ -12,6 +12,7 @@ from cache_dit.engine.adapters import registry
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, ForwardPattern, Join
 from cache_dit.engine.adapters.rules import CallRules
+from cache_dit.engine.adapters.search import base_of
 from cache_dit.envs import ENV
 from cache_dit.errors import ConfigError
 from cache_dit.models.presets import DEFAULT, Preset
@@ -129,14 +130,19 @@ def register_model(record: ModelRecord) -> ModelRecord:
 
 def record_of(module: Any) -> ModelRecord | None:
     """The record of a transformer, by the exact name of its class or of one it derives from."""
-    module = getattr(module, "_orig_mod", module)
+    module = base_of(getattr(module, "_orig_mod", module))
     return next((_records[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _records), None)
+
+
+def component_names() -> list[str]:
+    """The attributes of pipelines that may hold a transformer."""
+    return list(_components)
 
 
 def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The attributes of a pipeline that hold a transformer with a record, with the transformer."""
     for attribute in _components:
-        module: Any = getattr(pipe, attribute, None)
+        module: Any = base_of(getattr(pipe, attribute, None))
         record = record_of(module)
         if record is not None and attribute in record.components:
             yield attribute, module
@@ -152,7 +158,7 @@ def recorded_adapter(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer by its record, or None where there is none."""
     if isinstance(pipe_or_module, torch.nn.Module):
         record = record_of(pipe_or_module)
-        return None if record is None else record.adapter([pipe_or_module])
+        return None if record is None else record.adapter([base_of(pipe_or_module)])
     found = [module for _, module in transformers_of(pipe_or_module)]
     record = record_of(found[0]) if found else None
     if record is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -47,7 +47,7 @@ class BlockList:
         streams: the names of H and E in the blocks' ``forward``.
     """
 
-    name: str
+    name: str = field(compare=False)
     blocks: tuple[torch.nn.Module, ...]
     pattern: ForwardPattern
     streams: tuple[str, str] = (HIDDEN, ENCODER)
@@ -112,6 +112,10 @@ class ChainSpec:
         return "+".join(blocks.name for blocks in self.lists)
 
 
+#: What two descriptions of a transformer have in common where they differ in options alone.
+Form: TypeAlias = tuple[tuple[ChainSpec, ...], tuple[tuple[torch.nn.Module, str], ...]]
+
+
 @dataclass(frozen=True)
 class Target:
     """A transformer and its chains; ``idle`` are modules between blocks and the argument of each that holds H."""
@@ -119,6 +123,10 @@ class Target:
     transformer: torch.nn.Module
     chains: tuple[ChainSpec, ...]
     idle: tuple[tuple[torch.nn.Module, str], ...] = ()
+
+    def form(self) -> Form:
+        """Its chains without their options."""
+        return tuple(replace(spec, modifier=None, strict=False) for spec in self.chains), self.idle
 
 
 def shortly(value: Any) -> str:

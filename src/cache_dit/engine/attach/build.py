@@ -11,6 +11,7 @@ from cache_dit.config.calibrator import CalibratorConfig
 from cache_dit.config.modifier import effective
 from cache_dit.engine.adapters.normalize import ChainSpec, Target
 from cache_dit.engine.adapters.rules import CallRules
+from cache_dit.engine.attach.holders import Holders
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.chain import Chain, IdleRole
 from cache_dit.engine.options import ChainOptions
@@ -37,8 +38,17 @@ def build_state(
     separate_cfg: bool,
     rules: CallRules,
     scheduler: Any = None,
+    beside: TransformerState | None = None,
 ) -> TransformerState:
-    """The state that puts a cache with these options on a transformer; ``scheduler`` is its pipeline's, or None.
+    """The state that puts a cache with these options on a transformer.
+
+    Args:
+        target: the transformer and its chains.
+        cache_config, calibrator_config: the options.
+        separate_cfg: whether unnamed calls are the branches of classifier-free guidance in turn.
+        rules: what its record says of its calls.
+        scheduler: its pipeline's, or None.
+        beside: the state of another holder, whose roles its blocks have already.
 
     Raises:
         ConfigError: if the options do not fit the model, or it has a cache of diffusers on.
@@ -47,16 +57,25 @@ def build_state(
     _refuse_second_cache(target.transformer)
     asked = cache_config.enable_separate_cfg
     chains = []
-    for spec in target.chains:
+    for index, spec in enumerate(target.chains):
         options = ChainOptions(*effective(cache_config, calibrator_config, spec.modifier))
-        chains.append((build_chain(spec, type(target.transformer).__name__), options))
+        known = build_chain(spec, type(target.transformer).__name__) if beside is None else beside.chains[index][0]
+        chains.append((known, options))
     _refuse_repeated(chain for chain, _ in chains)
     for spec, (_, options) in zip(target.chains[1:], chains[1:], strict=True):
         _refuse_differing(spec, options, chains[0][1])
-    idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
-    module = getattr(target.transformer, "_orig_mod", target.transformer)
-    state = TransformerState(module, chains, separate_cfg=separate_cfg if asked is None else asked, rules=rules)
-    state.idle = idle
+    state = TransformerState(
+        getattr(target.transformer, "_orig_mod", target.transformer),
+        chains,
+        separate_cfg=separate_cfg if asked is None else asked,
+        rules=rules,
+        holders=Holders(target.form()) if beside is None else beside.holders,
+    )
+    if beside is None:
+        state.idle = [(module, IdleRole(chains[0][0], argument)) for module, argument in target.idle]
+    else:
+        state.idle, state.observed = beside.idle, beside.observed
+        state.router.branch = beside.router.branch
     state.configure(state.options, scheduler)
     for options in state.options:
         if scheduler is not None and options.cache.policy_calibration is not None:

@@ -6,9 +6,14 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+from cache_dit.engine.adapters.search import base_of
+from cache_dit.engine.attach.holders import ITSELF
+from cache_dit.engine.attach.manager import manager_of, set_manager
 from cache_dit.engine.sessions.request import Request, current_request
 from cache_dit.engine.subclass import STATE, state_of
 
@@ -16,25 +21,50 @@ logger = logging.getLogger(__name__)
 
 
 class PipelineState:
-    """What a cached pipeline knows of its cache.
+    """What a cached pipeline knows of its cache. It is the holder of its options, and keeps no transformer alive.
 
     Args:
-        transformers: its cached transformers, by the pipeline's attribute that holds them.
+        transformers: its cached transformers, by the pipeline's attribute that holds them, or a number where none does.
         enable: puts the cache, with the same options, on a transformer that took the place of the one in an attribute.
     """
 
-    def __init__(self, transformers: Mapping[str, Any], enable: Callable[[str, Any], Any]) -> None:
-        self.transformers = dict(transformers)
-        self.enable = enable
-        self.replaced: weakref.WeakSet[Any] = weakref.WeakSet()
+    def __init__(
+        self,
+        transformers: Mapping[str | int, Any],
+        enable: Callable[[PipelineState, str, torch.nn.Module], None],
+    ) -> None:
+        self._known = {place: weakref.ref(transformer) for place, transformer in transformers.items()}
+        self._enable = enable
+        self._replaced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def transformers(self) -> list[Any]:
+        """Its cached transformers, as far as they are still there."""
+        return [transformer for known in self._known.values() if (transformer := known()) is not None]
+
+    @property
+    def ever_cached(self) -> list[Any]:
+        """These, and those that others took the place of."""
+        return list({*self.transformers, *self._replaced})
+
+    def forget(self, forms: Sequence[Any]) -> None:
+        """The cache was taken off a transformer, given in all its forms: what takes its place gets none either."""
+        self._known = {place: known for place, known in self._known.items() if known() not in forms}
+        self._replaced -= set(forms)
 
     def begin(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
         """A request for one call of the pipeline."""
         self._follow(pipe)
         # of several transformers each makes a part of the steps: how many, only its own options can say
-        steps = None if len(self.transformers) > 1 else _steps(type(pipe).__call__, pipe, args, kwargs)
-        scheduler = getattr(pipe, "scheduler", None)
-        return Request(object(), steps, counts_down=False, scheduler=scheduler, outer=current_request())
+        steps = None if len(self._known) > 1 else _steps(pipe, args, kwargs)
+        return Request(
+            object(),
+            steps,
+            counts_down=False,
+            scheduler=getattr(pipe, "scheduler", None),
+            outer=current_request(),
+            holder=weakref.ref(self),
+        )
 
     def end(self, request: Request) -> None:
         """Free what the call kept."""
@@ -42,35 +72,40 @@ class PipelineState:
 
     def _follow(self, pipe: Any) -> None:
         """Cache a transformer that was put in the place of a cached one."""
-        for attribute, known in self.transformers.items():
-            module = getattr(pipe, attribute, None)
-            if module is known or module is None or state_of(known) is None:  # None: its cache was taken off meanwhile
+        for attribute, ref in list(self._known.items()):
+            if isinstance(attribute, int):
                 continue
-            if getattr(module, "_orig_mod", None) is known:  # compiled meanwhile: calls still reach the cached one
+            known, module = ref(), base_of(getattr(pipe, attribute, None))
+            if module is known or not isinstance(module, torch.nn.Module):
                 continue
-            self.replaced.add(known)
-            self.transformers[attribute] = module
+            if known is not None:
+                if getattr(module, "_orig_mod", None) is known:  # compiled meanwhile: calls still reach the cached one
+                    continue
+                self._replaced.add(known)
+            self._known[attribute] = weakref.ref(module)
             state = state_of(module)
-            if state is None or state.owner() is not module:
+            if state is None or state.owner() is not module or not {self, ITSELF} & set(state.holders.states):
                 logger.warning(
                     "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
                 )
-                self.enable(attribute, module)
+                self._enable(self, attribute, module)
 
 
-def _steps(call: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+def _steps(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
     """The number of steps of a pipeline's call: of its own schedule, or its ``num_inference_steps``."""
     try:
-        bound = inspect.signature(call).bind_partial(pipe, *args, **kwargs)
+        bound = inspect.signature(type(pipe).__call__).bind_partial(pipe, *args, **kwargs)
     except TypeError:  # the call itself will say what is wrong with its arguments
         return None
     bound.apply_defaults()
+    # a modular pipeline's call has no parameters of its own: its blocks say what they take
+    given = {**getattr(pipe, "default_call_parameters", {}), **bound.arguments, **kwargs}
     for name in ("timesteps", "sigmas"):  # a schedule of one's own comes before a number
-        schedule = bound.arguments.get(name)
+        schedule = given.get(name)
         if schedule is not None and hasattr(schedule, "__len__"):
             return len(schedule)
     # a pipeline that has both denoises with a U-Net after its prior, and the prior is what can be cached
-    numbers = (bound.arguments.get(f"{part}num_inference_steps") for part in ("prior_", ""))
+    numbers = (given.get(f"{part}num_inference_steps") for part in ("prior_", ""))
     return next((steps for steps in numbers if isinstance(steps, int) and steps > 0), None)
 
 
@@ -101,11 +136,27 @@ def cached_pipeline(base: Any, metaclass: Any) -> type:
 
         @property
         def _context_manager(self) -> Any:
-            """The manager of the first transformer's cache, as servers ask a pipeline for it."""
-            return next(iter(self.__dict__[STATE].transformers.values()))._context_manager
+            """The manager of the first transformer's cache for this pipeline's calls, as servers ask for it."""
+            return manager_of(_first_state(self))
 
         @_context_manager.setter
         def _context_manager(self, manager: Any) -> None:
-            next(iter(self.__dict__[STATE].transformers.values()))._context_manager = manager
+            set_manager(_first_state(self), manager)
 
     return CachedPipeline
+
+
+def holder_of(pipe: Any) -> PipelineState | None:
+    """What has a pipeline's own options, or None where it was given none."""
+    state = state_of(pipe)
+    return state if isinstance(state, PipelineState) else None
+
+
+def _first_state(pipe: Any) -> Any:
+    """The state of a pipeline's first transformer that has the pipeline's options."""
+    holder = holder_of(pipe)
+    for transformer in () if holder is None else holder.transformers:
+        state = state_of(transformer)
+        if state is not None:
+            return state.holders.states.get(holder, state)
+    raise AttributeError(f"no cache is on this {type(pipe).__name__}'s transformer: it has no _context_manager")

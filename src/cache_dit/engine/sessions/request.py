@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,7 @@ class Request:
         keep: whether its tensors stay when its steps are done, until ``close``.
         scheduler: the scheduler whose sigmas its steps have, or None.
         outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
+        holder: gives what has the options of the pipeline whose call it is, as long as that is there; or None.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Request:
         keep: bool = False,
         scheduler: Any = None,
         outer: Request | None = None,
+        holder: Callable[[], Any] | None = None,
     ) -> None:
         self.key = key
+        self.holder = holder
         self.num_inference_steps = num_inference_steps
         self.counts_down = counts_down
         self.keep = keep
