@@ -16,23 +16,21 @@ from cache_dit.config.modifier import ParamsModifier, check_classes, flat_option
 from cache_dit.config.parallelism import ParallelismConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.engine.adapters.normalize import Target, as_list
-from cache_dit.engine.adapters.search import base_of
-from cache_dit.engine.attach.attachment import (
+from cache_dit.engine.attach.build import (
     attach_observers,
+    build_state,
     detach_transformer,
-    neighbour,
+    reconfigured,
     release_transformer,
     released,
     replace_states,
     state_for,
     states_on,
 )
-from cache_dit.engine.attach.build import build_state, reconfigured
-from cache_dit.engine.attach.holders import ITSELF
-from cache_dit.engine.attach.pipeline import PipelineState, cached_pipeline, holder_of
+from cache_dit.engine.attach.pipeline import ITSELF, PipelineState, cached_pipeline
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.plans.plan import Plan
-from cache_dit.engine.subclass import unwrap, wrap
+from cache_dit.engine.subclass import STATE, base_of, unwrap, wrap
 from cache_dit.errors import CacheDitError, ConfigError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -177,7 +175,7 @@ def _enable(
     targets = adapter.targets(params_modifiers)
     # a pipeline that is not called (but has a method of another name, say) has no requests of its own
     called = not isinstance(adapter.pipe, FakeDiffusionPipeline) and callable(adapter.pipe)
-    previous = holder_of(adapter.pipe) if called else None
+    previous = _holder_of(adapter.pipe) if called else None
     made = _pipeline_state(adapter, targets, cache_config, calibrator_config) if called else None
     given_to = holder or made or ITSELF
     pairs = [
@@ -190,7 +188,8 @@ def _enable(
                 separate_cfg=adapter.has_separate_cfg,
                 rules=adapter.rules,
                 scheduler=getattr(adapter.pipe, "scheduler", None),
-                beside=neighbour(target, given_to, previous),
+                holder=given_to,
+                instead_of=previous,
             ),
         )
         for target in targets
@@ -219,11 +218,14 @@ def _pipeline_state(
     calibrator_config: CalibratorConfig | None,
 ) -> PipelineState:
     """What lets each call of an adapter's pipeline be a request with its own options; it keeps no transformer alive."""
-    names: dict[int, str | int] = {id(base_of(value)): name for name, value in _components(adapter.pipe).items()}
-    places = {names.get(id(target.transformer), index): target for index, target in enumerate(targets)}
-    modifiers = {
-        place: [spec.modifier or ParamsModifier() for spec in target.chains] for place, target in places.items()
-    }
+    held = _components(adapter.pipe)
+    places: dict[str | int, Target] = {}
+    for index, target in enumerate(targets):
+        place: str | int | None = next((name for name, one in held.items() if one is target.transformer), None)
+        if place is None:
+            place = next((name for name, one in held.items() if base_of(one) is target.transformer), index)
+        places[place] = target
+    modifiers = {place: [spec.modifier for spec in target.chains] for place, target in places.items()}
 
     def enable(holder: PipelineState, attribute: str, module: torch.nn.Module) -> None:
         from cache_dit.models import adapter_of
@@ -232,9 +234,16 @@ def _pipeline_state(
         if found is None:
             logger.warning("cache_dit: there is no record of %s: it runs without a cache", type(module).__name__)
             return
-        _enable(found, cache_config, calibrator_config, modifiers[attribute], holder)
+        own = [modifier or ParamsModifier() for modifier in modifiers[attribute]]
+        _enable(found, cache_config, calibrator_config, own, holder)
 
     return PipelineState({place: target.transformer for place, target in places.items()}, enable)
+
+
+def _holder_of(pipe: Any) -> PipelineState | None:
+    """What has a pipeline's own options, or None where it was given none."""
+    state = getattr(pipe, "__dict__", {}).get(STATE)
+    return state if isinstance(state, PipelineState) else None
 
 
 def _components(holder: Any) -> Mapping[str, Any]:
@@ -264,7 +273,7 @@ def disable_cache(pipe_or_adapter: Any) -> None:
     """
     described = isinstance(pipe_or_adapter, BlockAdapter)
     pipe = pipe_or_adapter.pipe if described else pipe_or_adapter
-    holder = holder_of(pipe)
+    holder = _holder_of(pipe)
     if holder is not None:
         for transformer in holder.ever_cached:
             release_transformer(transformer, holder, pipe)
@@ -281,7 +290,7 @@ def caches_of(holder: Any) -> list[tuple[Any, TransformerState]]:
 
     A pipeline that was given options has its own; for all others it is that whose request was opened last.
     """
-    own = holder_of(holder.pipe if isinstance(holder, BlockAdapter) else holder)
+    own = _holder_of(holder.pipe if isinstance(holder, BlockAdapter) else holder)
     if isinstance(holder, BlockAdapter):
         found = as_list(holder.transformer)
     elif isinstance(holder, torch.nn.Module):
@@ -320,7 +329,7 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
     """
     states = states_on(transformer)
     if not states:
-        hint = "; pass the transformer in it" if holder_of(transformer) is not None else ""
+        hint = "; pass the transformer in it" if _holder_of(transformer) is not None else ""
         logger.warning("cache_dit: no cache is on this %s: nothing to refresh%s", type(transformer).__name__, hint)
         return
     verbose = force_refresh_kwargs.pop("verbose", False)

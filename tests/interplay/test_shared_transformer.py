@@ -411,6 +411,34 @@ def test_a_pipeline_that_cannot_be_intercepted_leaves_the_other_as_it_was() -> N
     assert same(generate(p), alone(A)) and same(denoise(p.transformer), denoise(enabled(tiny_transformer(), A)))
 
 
+class FinalAttention(torch.nn.Module):
+    """Cannot be subclassed."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        raise TypeError("final")
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: Any, **given: Any) -> Any:
+        return self.inner(hidden_states=hidden_states, **given)
+
+
+def test_a_policy_that_cannot_look_inside_leaves_the_other_pipeline_as_it_was() -> None:
+    p, q = pair()
+    calibration = cache_dit.calibrate(p, lambda: generate(p), policy="teacache")
+    block = p.transformer.transformer_blocks[0]
+    block.attn = FinalAttention(block.attn)
+    enabled(p, A)
+    config = DBCacheConfig(policy="teacache", policy_calibration=calibration, Fn_compute_blocks=1)
+    with pytest.raises(UnsupportedModelError, match="FinalAttention cannot be intercepted"):
+        cache_dit.enable_cache(q, config)
+    assert is_plain(q) and same(generate(p), alone(A)) and same(generate(q), alone(A))
+    enabled(q, B)
+    assert same(generate(q), alone(B)) and same(generate(p), alone(A))
+
+
 def test_other_blocks_for_the_second_are_refused_and_change_nothing() -> None:
     p, q = pair()
     enabled(p, A)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cache_dit.engine.adapters.search import base_of
+from cache_dit.engine.subclass import base_of
 from cache_dit.models.record import component_names, record_of
 
 _COLLECTS = "it hands out what each of its blocks returned, and a skipped block has nothing of its own to hand out"

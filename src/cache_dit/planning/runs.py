@@ -10,7 +10,7 @@ import torch
 
 from cache_dit.api import caches_of, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
-from cache_dit.engine.attach.attachment import states_on
+from cache_dit.engine.attach.build import states_on
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.branch_cache import ChainForward
 from cache_dit.engine.sessions.session import Session

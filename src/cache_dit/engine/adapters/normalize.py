@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 
@@ -112,10 +112,6 @@ class ChainSpec:
         return "+".join(blocks.name for blocks in self.lists)
 
 
-#: What two descriptions of a transformer have in common where they differ in options alone.
-Form: TypeAlias = tuple[tuple[ChainSpec, ...], tuple[tuple[torch.nn.Module, str], ...]]
-
-
 @dataclass(frozen=True)
 class Target:
     """A transformer and its chains; ``idle`` are modules between blocks and the argument of each that holds H."""
@@ -124,9 +120,11 @@ class Target:
     chains: tuple[ChainSpec, ...]
     idle: tuple[tuple[torch.nn.Module, str], ...] = ()
 
-    def form(self) -> Form:
-        """Its chains without their options."""
-        return tuple(replace(spec, modifier=None, strict=False) for spec in self.chains), self.idle
+
+def alike(first: Target, chains: tuple[ChainSpec, ...], idle: tuple[tuple[torch.nn.Module, str], ...]) -> bool:
+    """Whether a description differs from these chains and idle modules in options alone."""
+    plain = [[replace(spec, modifier=None, strict=False) for spec in specs] for specs in (first.chains, chains)]
+    return plain[0] == plain[1] and first.idle == idle
 
 
 def shortly(value: Any) -> str:

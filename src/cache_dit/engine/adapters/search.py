@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -20,12 +19,6 @@ BLOCK_PREFIXES = (
     "single_stream_blocks",
     "double_stream_blocks",
 )
-
-
-def base_of(module: Any) -> Any:
-    """The module to cache: of a PEFT model its base, which it calls; else the module itself."""
-    base = getattr(module, "get_base_model", None)
-    return base() if isinstance(module, torch.nn.Module) and callable(base) else module
 
 
 def find_blocks(transformer: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:

@@ -1,4 +1,4 @@
-"""The pipeline's part: a call of it is a request."""
+"""The pipeline's part: a call of it is a request, with the options that the pipeline was given."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import inspect
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from cache_dit.engine.adapters.search import base_of
-from cache_dit.engine.attach.holders import ITSELF
+from cache_dit.engine.adapters.normalize import ChainSpec
 from cache_dit.engine.attach.manager import manager_of, set_manager
 from cache_dit.engine.sessions.request import Request, current_request
-from cache_dit.engine.subclass import STATE, state_of
+from cache_dit.engine.subclass import STATE, base_of, state_of
 
 logger = logging.getLogger(__name__)
+
+
+class _Itself:
+    """Stands for the transformer itself, where no pipeline was given the options."""
+
+
+ITSELF = _Itself()
 
 
 class PipelineState:
@@ -91,6 +98,34 @@ class PipelineState:
                 self._enable(self, attribute, module)
 
 
+@dataclass(eq=False)
+class Holders:
+    """What all states of one transformer share; each has the options of one holder.
+
+    A pipeline's calls have the options that it was given, all other calls those that were given last.
+
+    Args:
+        chains, idle: how the transformer is described, which is the same for all.
+        states: holder -> its ``TransformerState``, in the order of giving. A pipeline that goes is none any more.
+        several: whether some holder's calls have other options than those that were given last.
+        left: the pipelines, by id, whose options were taken off while others had theirs: these stay when asked again.
+    """
+
+    chains: tuple[ChainSpec, ...]
+    idle: tuple[tuple[torch.nn.Module, str], ...]
+    states: weakref.WeakKeyDictionary[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
+    several: bool = False
+    left: weakref.WeakValueDictionary[int, Any] = field(default_factory=weakref.WeakValueDictionary)
+
+    def state_of_call(self, entered: Sequence[Request], last: Any) -> Any:
+        """The state of a call made inside these requests: that of the innermost pipeline's call, else ``last``."""
+        for request in reversed(entered):
+            holder = None if request.holder is None else request.holder()
+            if holder is not None and (state := self.states.get(holder)) is not None:
+                return state
+        return last
+
+
 def _steps(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
     """The number of steps of a pipeline's call: of its own schedule, or its ``num_inference_steps``."""
     try:
@@ -146,15 +181,9 @@ def cached_pipeline(base: Any, metaclass: Any) -> type:
     return CachedPipeline
 
 
-def holder_of(pipe: Any) -> PipelineState | None:
-    """What has a pipeline's own options, or None where it was given none."""
-    state = state_of(pipe)
-    return state if isinstance(state, PipelineState) else None
-
-
 def _first_state(pipe: Any) -> Any:
     """The state of a pipeline's first transformer that has the pipeline's options."""
-    holder = holder_of(pipe)
+    holder = pipe.__dict__.get(STATE)
     for transformer in () if holder is None else holder.transformers:
         state = state_of(transformer)
         if state is not None:

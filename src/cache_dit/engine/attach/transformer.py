@@ -15,7 +15,7 @@ import torch
 from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.attach import manager
 from cache_dit.engine.attach.check import checked
-from cache_dit.engine.attach.holders import Holders
+from cache_dit.engine.attach.pipeline import Holders
 from cache_dit.engine.attach.wrappers import observed_module as observed_subclass
 from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
 from cache_dit.engine.forward.call import Call, SimilarityOverride
