@@ -281,8 +281,12 @@ def disable_cache(pipe_or_adapter: Any) -> None:
         return
     found = as_list(pipe_or_adapter.transformer) if described else cached_transformers(pipe)
     for transformer in found:
-        if not released(transformer, pipe):
-            detach_transformer(transformer)
+        if not released(transformer, pipe) and detach_transformer(transformer) and pipe is not transformer:
+            logger.warning(
+                "cache_dit: this %s has no options of its own: the cache is taken off %s for all pipelines",
+                type(pipe).__name__,
+                type(transformer).__name__,
+            )
 
 
 def caches_of(holder: Any) -> list[tuple[Any, TransformerState]]:

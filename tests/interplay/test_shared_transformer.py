@@ -24,6 +24,7 @@ from cache_dit import (
     UnsupportedModelError,
 )
 from cache_dit.caching import CachedContextManager
+from tests.engine.plans.test_plan_runtime import DAMPED, plan_of
 from tests.interplay.test_copies import is_plain
 from tests.kit.equality import same
 from tests.kit.tiny_flux import (
@@ -162,10 +163,14 @@ def test_the_transformer_is_plain_when_it_is_itself_named() -> None:
     assert same(generate(q), alone(C)), "what was given to it is gone"
 
 
-def test_a_pipeline_without_options_of_its_own_takes_off_what_it_runs_with() -> None:
+def test_a_pipeline_without_options_of_its_own_takes_off_what_it_runs_with_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pipe = enabled(tiny_pipeline(), A)
-    cache_dit.disable_cache(shared(pipe))
+    with caplog.at_level(logging.WARNING, "cache_dit"):
+        cache_dit.disable_cache(shared(pipe))
     assert is_plain(pipe.transformer)
+    assert "this FluxPipeline has no options of its own: the cache is taken off FluxTransformer2DModel" in caplog.text
 
 
 def test_enabling_again_on_one_replaces_its_own_and_no_other() -> None:
@@ -202,6 +207,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "cache_config": static_config(mask=A),
         "params_modifiers": ParamsModifier(cache_config=DBCacheConfig().reset(Bn_compute_blocks=2)),
     },
+    "plan": {"cache_config": DBCacheConfig(plan=plan_of("reuse", DAMPED, mask="110010"))},
     "nothing": {"cache_config": DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0, max_warmup_steps=0)},
 }
 

@@ -157,8 +157,8 @@ def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer: what a user registered, else by its record, or None."""
-    own = registry.find(pipe_or_module) if registry.registered else None
-    return recorded_adapter(pipe_or_module) if own is None else own.describe(pipe_or_module)
+    own = registry.find(base_of(pipe_or_module)) if registry.registered else None
+    return recorded_adapter(pipe_or_module) if own is None else own.describe(base_of(pipe_or_module))
 
 
 def recorded_adapter(pipe_or_module: Any) -> BlockAdapter | None:

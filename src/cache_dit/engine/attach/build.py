@@ -198,7 +198,7 @@ def _neighbour(target: Target, holder: Any, instead_of: Any = None) -> Transform
         return current
     if holder is not ITSELF and others != [ITSELF]:
         raise ConfigError(
-            f"{type(target.transformer).__name__} is cached for another pipeline by other blocks, or compiled for one "
+            f"{current.model_class} is cached for another pipeline by other blocks, or compiled for one "
             "of them alone: give both the same module and blocks, or call disable_cache on the other pipeline first"
         )
     return None
@@ -267,14 +267,15 @@ def attach_observers(state: TransformerState) -> None:
             raise
 
 
-def detach_transformer(transformer: Any) -> None:
-    """Take the cache off a transformer and its blocks, for all holders; nothing happens where there is none."""
+def detach_transformer(transformer: Any) -> bool:
+    """Take the cache off a transformer and its blocks, for all holders; whether any pipeline was one of them."""
     states = states_on(transformer)
     for state in states:
         state.close_all()
+    pipelines = bool(states) and _forget(states[0])
     if states:
-        _forget(states[0])
         _take_all_off(states[0])
+    return pipelines
 
 
 def release_transformer(transformer: Any, holder: Any, pipe: Any) -> None:
