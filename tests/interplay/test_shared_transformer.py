@@ -458,6 +458,24 @@ def test_other_blocks_for_the_second_are_refused_and_change_nothing() -> None:
     assert line(q) == letters(B)
 
 
+def test_a_transformer_that_is_compiled_for_one_alone_is_refused_and_changes_nothing() -> None:
+    p, q = pair()
+    enabled(p, A)
+    q.transformer = torch.compile(p.transformer, backend="eager")
+    with pytest.raises(
+        ConfigError, match=r"FluxTransformer2DModel is cached for another pipeline.*or compiled for one"
+    ):
+        enabled(q, B)
+    assert is_plain(q) and same(generate(p), alone(A))
+    p.transformer = q.transformer
+    enabled(p, A)
+    enabled(q, B)
+    cache_dit.disable_cache(q)
+    assert not is_plain(p.transformer)
+    cache_dit.disable_cache(p)
+    assert is_plain(p.transformer)
+
+
 def test_a_description_of_the_same_blocks_is_as_good_as_the_record() -> None:
     p, q = pair()
     enabled(p, A)
