@@ -314,7 +314,7 @@ def _give(last: TransformerState, states: Sequence[tuple[Any, TransformerState]]
 def released(transformer: Any, pipe: Any) -> bool:
     """Whether a pipeline's options were taken off already, and what is on the transformer is that of others."""
     states = states_on(transformer)
-    return bool(states) and states[0].holders.left.get(id(pipe)) is pipe
+    return bool(states) and pipe is not None and states[0].holders.left.get(id(pipe)) is pipe
 
 
 def _forget(state: TransformerState, but: Sequence[Any] = ()) -> bool:
