@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -17,18 +16,21 @@ from cache_dit.config.modifier import ParamsModifier, check_classes, flat_option
 from cache_dit.config.parallelism import ParallelismConfig
 from cache_dit.engine.adapters.block_adapter import BlockAdapter, FakeDiffusionPipeline
 from cache_dit.engine.adapters.normalize import Target, as_list
-from cache_dit.engine.attach.build import build_state, reconfigured
-from cache_dit.engine.attach.pipeline import PipelineState, cached_pipeline
-from cache_dit.engine.attach.transformer import TransformerState
-from cache_dit.engine.attach.wrappers import (
-    cached_block,
-    cached_transformer,
-    idle_module,
-    named_transformer,
-    observed_module,
+from cache_dit.engine.attach.build import (
+    attach_observers,
+    build_state,
+    detach_transformer,
+    reconfigured,
+    release_transformer,
+    released,
+    replace_states,
+    state_for,
+    states_on,
 )
+from cache_dit.engine.attach.pipeline import ITSELF, PipelineState, cached_pipeline
+from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.plans.plan import Plan
-from cache_dit.engine.subclass import state_of, unwrap, wrap
+from cache_dit.engine.subclass import STATE, base_of, unwrap, wrap
 from cache_dit.errors import CacheDitError, ConfigError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -49,10 +51,12 @@ def enable_cache(
 ) -> Cacheable:
     """Put a cache on a pipeline, a described model or a bare transformer; it is used as before.
 
-    Calling it again replaces the configuration. Where anything is wrong, nothing has changed.
+    Calling it again on the same object replaces the configuration. Two pipelines with one transformer each have their
+    own; calls of the transformer outside of both have the one given last. Where anything is wrong, nothing has changed.
 
     Args:
-        pipe_or_adapter: a diffusers pipeline, a ``BlockAdapter``, or a transformer.
+        pipe_or_adapter: a diffusers pipeline, modular or not, a ``BlockAdapter``, or a transformer; of a PEFT model
+            its base is cached.
         cache_config: when to compute; ``DBCacheConfig()`` when None, with Fn such that blocks are left to skip. A
             ``Plan``, or the path of one, is ``DBCacheConfig(plan=…)``.
         calibrator_config: how skipped steps are predicted; by reuse of the last computed step when None.
@@ -141,21 +145,17 @@ def _described(pipe_or_adapter: Any) -> BlockAdapter:
         )
     adapter = get_adapter(pipe_or_adapter)
     if adapter is None:
-        from cache_dit.models.unsupported import refusal_of
+        from cache_dit.models.unsupported import unrecorded
 
-        raise UnsupportedModelError(
-            refusal_of(pipe_or_adapter)
-            or f"there is no record of {type(pipe_or_adapter).__name__}: call cache_dit.inspect(transformer, *args, "
-            f"**kwargs) with its forward's arguments, which shows the BlockAdapter(...) to pass instead. "
-            f"cache_dit.supported_pipelines() lists the models with a record"
-        )
+        raise UnsupportedModelError(unrecorded(pipe_or_adapter))
     return adapter
 
 
 def _is_pipeline(value: Any) -> bool:
-    from diffusers import DiffusionPipeline
+    import diffusers
 
-    return isinstance(value, DiffusionPipeline)
+    modular = getattr(diffusers, "ModularPipeline", diffusers.DiffusionPipeline)  # not in every version
+    return isinstance(value, (diffusers.DiffusionPipeline, modular))
 
 
 def _enable(
@@ -163,41 +163,52 @@ def _enable(
     cache_config: BasicCacheConfig,
     calibrator_config: CalibratorConfig | None,
     params_modifiers: Any = None,
+    holder: PipelineState | None = None,
 ) -> None:
-    """Check everything, then replace what was on before."""
+    """Check everything, then replace what was on before for the same holder.
+
+    Args:
+        adapter: the description.
+        cache_config, calibrator_config, params_modifiers: the options.
+        holder: the pipeline's, where one of its transformers was replaced; None: who ``adapter`` says.
+    """
     targets = adapter.targets(params_modifiers)
-    scheduler = getattr(adapter.pipe, "scheduler", None)
-    states = []
-    for target in targets:
-        states.append(
+    # a pipeline that is not called (but has a method of another name, say) has no requests of its own
+    called = not isinstance(adapter.pipe, FakeDiffusionPipeline) and callable(adapter.pipe)
+    previous = _holder_of(adapter.pipe) if called else None
+    made = _pipeline_state(adapter, targets, cache_config, calibrator_config) if called else None
+    given_to = holder or made or ITSELF
+    pairs = [
+        (
+            target.transformer,
             build_state(
                 target,
                 cache_config,
                 calibrator_config,
                 separate_cfg=adapter.has_separate_cfg,
                 rules=adapter.rules,
-                scheduler=scheduler,
-            )
+                scheduler=getattr(adapter.pipe, "scheduler", None),
+                holder=given_to,
+                instead_of=previous,
+            ),
         )
-    pairs = [(target.transformer, state) for target, state in zip(targets, states, strict=True)]
-    # a pipeline that is not called (but has a method of another name, say) has no requests of its own
-    if isinstance(adapter.pipe, FakeDiffusionPipeline) or not callable(adapter.pipe):
-        replace_states(pairs)
+        for target in targets
+    ]
+    if made is None:
+        replace_states(pairs, given_to)
         return
-    made = _pipeline_state(adapter, targets, cache_config, calibrator_config)
-    previous = state_of(adapter.pipe)
     wrap(adapter.pipe, cached_pipeline, made)
     try:
-        replace_states(pairs)
+        replace_states(pairs, made, previous)
     except CacheDitError:
         unwrap(adapter.pipe)
         if previous is not None:
             wrap(adapter.pipe, cached_pipeline, previous)
         raise
-    if isinstance(previous, PipelineState):
-        for transformer in {*map(_owner, (*previous.transformers.values(), *previous.replaced))}:
+    if previous is not None:
+        for transformer in previous.ever_cached:
             if all(transformer is not target.transformer for target in targets):
-                detach_transformer(transformer)
+                release_transformer(transformer, previous, adapter.pipe)
 
 
 def _pipeline_state(
@@ -206,25 +217,33 @@ def _pipeline_state(
     cache_config: BasicCacheConfig,
     calibrator_config: CalibratorConfig | None,
 ) -> PipelineState:
-    """What lets each call of an adapter's pipeline be a request."""
-    held = {
-        name: target
-        for target in targets
-        for name, value in _components(adapter.pipe).items()
-        if value is target.transformer
-    }
+    """What lets each call of an adapter's pipeline be a request with its own options; it keeps no transformer alive."""
+    held = _components(adapter.pipe)
+    places: dict[str | int, Target] = {}
+    for index, target in enumerate(targets):
+        place: str | int | None = next((name for name, one in held.items() if one is target.transformer), None)
+        if place is None:
+            place = next((name for name, one in held.items() if base_of(one) is target.transformer), index)
+        places[place] = target
+    modifiers = {place: [spec.modifier for spec in target.chains] for place, target in places.items()}
 
-    def enable(attribute: str, module: torch.nn.Module) -> None:
+    def enable(holder: PipelineState, attribute: str, module: torch.nn.Module) -> None:
         from cache_dit.models import adapter_of
 
         found = adapter_of(module)
         if found is None:
             logger.warning("cache_dit: there is no record of %s: it runs without a cache", type(module).__name__)
             return
-        modifiers = [spec.modifier or ParamsModifier() for spec in held[attribute].chains]
-        _enable(found, cache_config, calibrator_config, modifiers)
+        own = [modifier or ParamsModifier() for modifier in modifiers[attribute]]
+        _enable(found, cache_config, calibrator_config, own, holder)
 
-    return PipelineState({name: target.transformer for name, target in held.items()}, enable)
+    return PipelineState({place: target.transformer for place, target in places.items()}, enable)
+
+
+def _holder_of(pipe: Any) -> PipelineState | None:
+    """What has a pipeline's own options, or None where it was given none."""
+    state = getattr(pipe, "__dict__", {}).get(STATE)
+    return state if isinstance(state, PipelineState) else None
 
 
 def _components(holder: Any) -> Mapping[str, Any]:
@@ -235,122 +254,69 @@ def _components(holder: Any) -> Mapping[str, Any]:
     """
     if holder is not None and not hasattr(holder, "__dict__"):
         raise ConfigError(f"a {type(holder).__name__} was passed: pass a pipeline, a transformer or a BlockAdapter")
-    return getattr(holder, "components", None) or getattr(holder, "__dict__", {})
-
-
-def replace_states(pairs: list[tuple[Any, TransformerState]]) -> None:
-    """Put states on transformers, in place of those that are on; on failure these stay on, all of them."""
-    before = [(transformer, _owner(transformer), state_of(transformer)) for transformer, _ in pairs]
+    held: Mapping[str, Any] = getattr(holder, "__dict__", {})
     try:
-        for transformer, state in pairs:
-            if isinstance(previous := state_of(transformer), TransformerState):
-                _take_all_off(_owner(transformer), previous)
-            attach_transformer(transformer, state)
-    except UnsupportedModelError:
-        for transformer, owner, previous in before:
-            if isinstance(current := state_of(transformer), TransformerState) and current is not previous:
-                _take_all_off(transformer, current)
-            if isinstance(previous, TransformerState):
-                attach_transformer(owner, previous)
-        raise
-    for _, _, previous in before:
-        if isinstance(previous, TransformerState):
-            previous.close_all()
-
-
-def attach_transformer(transformer: Any, state: TransformerState) -> None:
-    """Put a state on a transformer and its roles on its blocks; on failure everything is as before."""
-    inner = getattr(transformer, "_orig_mod", None)
-    for held in (transformer,) if inner is None else (transformer, inner):  # put on before compiling, or the wrapper
-        if (owner := _owner(held)) is not transformer:
-            detach_transformer(owner)
-    try:
-        attach_observers(state)
-        for chain, _ in state.chains:
-            for block, role in zip(chain.blocks, chain.roles, strict=True):
-                wrap(block, cached_block, role)
-        for module, idle_role in state.idle:
-            wrap(module, idle_module, idle_role)
-        wrap(transformer, cached_transformer, state)
-        if inner is not None:
-            wrap(inner, named_transformer, state)
-        state.owner = weakref.ref(transformer)
-    except UnsupportedModelError:
-        _take_all_off(transformer, state)
-        raise
-
-
-def attach_observers(state: TransformerState) -> None:
-    """Put observers where the options ask for them, and none is yet."""
-    for module, role in state.observers():
-        wrap(module, observed_module, role)
-
-
-def detach_transformer(transformer: Any) -> None:
-    """Take the cache off a transformer and its blocks; nothing happens where there is none."""
-    state = state_of(transformer)
-    if isinstance(state, TransformerState):
-        state.close_all()
-        _take_all_off(_owner(transformer), state)
-
-
-def _owner(transformer: Any) -> Any:
-    """The module that a transformer's cache was put on: itself, or the compiled wrapper around it."""
-    state = state_of(transformer)
-    owner = state.owner() if isinstance(state, TransformerState) else None
-    return transformer if owner is None else owner
-
-
-def _take_all_off(transformer: Any, state: TransformerState) -> None:
-    for chain, _ in state.chains:
-        for block in chain.blocks:
-            unwrap(block)
-    for module, _ in (*state.idle, *state.observed):
-        unwrap(module)
-    unwrap(transformer)
-    if (inner := getattr(transformer, "_orig_mod", None)) is not None:
-        unwrap(inner)
+        return getattr(holder, "components", None) or held
+    except (ValueError, TypeError, LookupError, RuntimeError):  # diffusers: its __init__ does not name what it holds
+        return held
 
 
 def disable_cache(pipe_or_adapter: Any) -> None:
     """Take the cache off; afterwards everything is as it was before ``enable_cache``.
 
+    Options that another pipeline was given on the same transformer stay. The transformer is plain when the last ones
+    are taken off, or when it is named itself.
+
     Args:
         pipe_or_adapter: whatever ``enable_cache`` was given, or the pipeline or a transformer inside it. Nothing
             happens where no cache is on.
     """
-    if isinstance(pipe_or_adapter, BlockAdapter):
-        if pipe_or_adapter.pipe is not None:
-            disable_cache(pipe_or_adapter.pipe)
-        for transformer in as_list(pipe_or_adapter.transformer):
-            detach_transformer(transformer)
+    described = isinstance(pipe_or_adapter, BlockAdapter)
+    pipe = pipe_or_adapter.pipe if described else pipe_or_adapter
+    holder = _holder_of(pipe)
+    if holder is not None:
+        for transformer in holder.ever_cached:
+            release_transformer(transformer, holder, pipe)
+        unwrap(pipe)
         return
-    state = state_of(pipe_or_adapter)
-    if isinstance(state, PipelineState):
-        for transformer in (*state.transformers.values(), *state.replaced):
-            detach_transformer(transformer)
-        unwrap(pipe_or_adapter)
-    for transformer in cached_transformers(pipe_or_adapter):
-        detach_transformer(transformer)
+    found = as_list(pipe_or_adapter.transformer) if described else cached_transformers(pipe)
+    for transformer in found:
+        if not released(transformer, pipe) and detach_transformer(transformer) and pipe is not transformer:
+            logger.warning(
+                "cache_dit: this %s has no options of its own: the cache is taken off %s for all pipelines",
+                type(pipe).__name__,
+                type(transformer).__name__,
+            )
 
 
-def cached_transformers(holder: Any) -> list[Any]:
-    """The cached transformers in a pipeline, an adapter, or the transformer itself."""
+def caches_of(holder: Any) -> list[tuple[Any, TransformerState]]:
+    """The cached transformers in a pipeline, an adapter, or the transformer itself, each with the state of its calls.
+
+    A pipeline that was given options has its own; for all others it is that whose request was opened last.
+    """
+    own = _holder_of(holder.pipe if isinstance(holder, BlockAdapter) else holder)
     if isinstance(holder, BlockAdapter):
         found = as_list(holder.transformer)
     elif isinstance(holder, torch.nn.Module):
         found = [holder]
-    elif isinstance(state := state_of(holder), PipelineState):
-        found = list(state.transformers.values())
+    elif own is not None and own.transformers:
+        found = own.transformers
     else:
         found = [value for value in _components(holder).values() if isinstance(value, torch.nn.Module)]
-    return [transformer for transformer in found if isinstance(state_of(transformer), TransformerState)]
+    states = [(base_of(transformer), state_for(transformer, own)) for transformer in found]
+    return [(transformer, state) for transformer, state in states if state is not None]
+
+
+def cached_transformers(holder: Any) -> list[Any]:
+    """The cached transformers in a pipeline, an adapter, or the transformer itself."""
+    return [transformer for transformer, _ in caches_of(holder)]
 
 
 def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -> None:
     """Begin a new request on a bare transformer, with changed options where some are given.
 
-    All requests that are open on it end, and their snapshots are freed.
+    All requests that are open on it end, and their snapshots are freed. The options change for all who have some on
+    it: pipelines, and calls outside of them.
 
     Args:
         transformer: a cached transformer.
@@ -365,17 +331,18 @@ def refresh_context(transformer: torch.nn.Module, **force_refresh_kwargs: Any) -
     two steps, where a static plan of known length runs on an accelerator: nothing is read back there, so the next
     run could not be told from the rest of it.
     """
-    state = state_of(transformer)
-    if not isinstance(state, TransformerState):
-        hint = "; pass the transformer in it" if isinstance(state, PipelineState) else ""
+    states = states_on(transformer)
+    if not states:
+        hint = "; pass the transformer in it" if _holder_of(transformer) is not None else ""
         logger.warning("cache_dit: no cache is on this %s: nothing to refresh%s", type(transformer).__name__, hint)
         return
     verbose = force_refresh_kwargs.pop("verbose", False)
     changes, calibrator = refresh_options(force_refresh_kwargs)
-    state.configure(reconfigured(state, changes, calibrator))
-    attach_observers(state)
-    if verbose:
-        for chain, options in state.chains:
+    changed = [(state, reconfigured(state, changes, calibrator)) for state in states]
+    for state, accepted in changed:
+        state.configure(accepted)
+        attach_observers(state)
+        for chain, options in state.chains if verbose else ():
             logger.info("cache_dit: %s: %s", chain.name, options)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cache_dit.api import cached_transformers
+from cache_dit.api import caches_of
 from cache_dit.callable_module import make_callable
 from cache_dit.config.cache import DECIDED_BY_PLAN, BasicCacheConfig, CacheType
 from cache_dit.config.calibrator import CalibratorConfig
@@ -24,7 +24,6 @@ from cache_dit.engine.policies.prune import PrunePolicy
 from cache_dit.engine.policies.reasons import step_reason
 from cache_dit.engine.sessions.reasons import no_hit
 from cache_dit.engine.sessions.session import Session
-from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
 from cache_dit.models.catalog import supported_matrix  # noqa: F401 - the reference has it here too
 
@@ -115,7 +114,7 @@ class CacheStats:
 
 
 def summary(adapter_or_others: Any, details: bool = False, logging: bool = True, **kwargs: Any) -> list[CacheStats]:
-    """What the cache did in the latest request.
+    """What the cache did in the latest request: of a pipeline that was given options, in the latest of its own.
 
     Args:
         adapter_or_others: a pipeline, an adapter, a transformer, or None.
@@ -130,8 +129,7 @@ def summary(adapter_or_others: Any, details: bool = False, logging: bool = True,
         raise ConfigError("a FakeDiffusionPipeline holds no statistics: pass the adapter or the transformer")
     chains: list[CacheStats] = []
     wholes: list[CacheStats] = []
-    for transformer in cached_transformers(adapter_or_others):
-        state: Any = state_of(transformer)
+    for transformer, state in caches_of(adapter_or_others):
         latest = state.latest
         asked = state.options if latest is None else latest.options  # a request may have had options of its own
         for index, (chain, _) in enumerate(state.chains):

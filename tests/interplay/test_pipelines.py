@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tests.kit.equality import close, same
 from tests.kit.tiny_flux import (
     STEPS,
     counted,
+    denoise,
     embeddings,
     expected_calls,
     generate,
@@ -621,3 +624,147 @@ def test_two_threads_with_a_pipeline_each_and_one_transformer_give_what_each_giv
     for index in range(2):
         assert len(results[index]) == 3
         assert all(same(result, expected[index]) for result in results[index])
+
+
+# -- a transformer that is taken out is freed
+
+
+def swapped(pipe: Any, attribute: str, other: Any) -> weakref.ref[Any]:
+    """What looks at the transformer that another one takes the place of."""
+    known = weakref.ref(getattr(pipe, attribute))
+    setattr(pipe, attribute, other)
+    return known
+
+
+def described(pipe: Any) -> Any:
+    """A description of a FLUX pipeline by hand; nothing keeps it."""
+    transformer = pipe.transformer
+    return cache_dit.BlockAdapter(
+        pipe=pipe,
+        transformer=transformer,
+        blocks=[transformer.transformer_blocks, transformer.single_transformer_blocks],
+        forward_pattern=[cache_dit.Pattern_1, cache_dit.Pattern_1],
+        params_modifiers=cache_dit.ParamsModifier(cache_config=cache_dit.DBCacheConfig().reset(Bn_compute_blocks=1)),
+        merge=True,
+    )
+
+
+@pytest.mark.parametrize("by", ["pipeline", "adapter"])
+@pytest.mark.parametrize("ran", [False, True])
+@OPTIONS
+def test_a_transformer_that_is_taken_out_is_freed(options: dict[str, Any], ran: bool, by: str) -> None:
+    pipe = tiny_pipeline()
+    cache_dit.enable_cache(pipe if by == "pipeline" else described(pipe), **options)
+    if ran:
+        generate(pipe)
+        cache_dit.summary(pipe, logging=False)
+    blocks = weakref.ref(pipe.transformer.transformer_blocks[1])
+    old = swapped(pipe, "transformer", None)
+    gc.collect()
+    assert old() is None and blocks() is None
+    pipe.transformer = tiny_transformer(4)
+    fresh = tiny_pipeline(transformer=tiny_transformer(4))
+    cache_dit.enable_cache(fresh if by == "pipeline" else described(fresh), **options)
+    assert same(generate(pipe), generate(fresh))
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe) and is_plain(pipe.transformer)
+
+
+@pytest.mark.parametrize("by", ["pipeline", "adapter"])
+@OPTIONS
+def test_a_transformer_that_another_took_the_place_of_is_freed(options: dict[str, Any], by: str) -> None:
+    pipe = tiny_pipeline()
+    cache_dit.enable_cache(pipe if by == "pipeline" else described(pipe), **options)
+    generate(pipe)
+    for seed in (4, 5):  # the second one was cached by the pipeline itself
+        old = swapped(pipe, "transformer", tiny_transformer(seed))
+        generate(pipe)
+        gc.collect()
+        assert old() is None
+    assert "C" in cache_dit.summary(pipe, logging=False)[0].steps_line["cond"]
+
+
+@pytest.mark.parametrize("attribute", ["transformer", "transformer_2"])
+def test_either_of_two_transformers_is_freed(attribute: str) -> None:
+    pipe = cache_dit.enable_cache(tiny_wan_pipeline(two=True), static_config())
+    generate_video(pipe)
+    old = swapped(pipe, attribute, getattr(tiny_wan_pipeline(two=True), attribute))
+    expected = generate_video(cache_dit.enable_cache(tiny_wan_pipeline(two=True), static_config()))
+    assert same(generate_video(pipe), expected)
+    gc.collect()
+    assert old() is None
+    old = swapped(pipe, attribute, None)
+    gc.collect()
+    assert old() is None
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe)
+
+
+def test_a_transformer_that_two_pipelines_gave_up_is_freed() -> None:
+    pipe = cached_pipeline()
+    other = cache_dit.enable_cache(FluxPipeline(**pipe.components), **DYNAMIC)
+    generate(pipe)
+    old = swapped(pipe, "transformer", None)
+    gc.collect()
+    assert old() is other.transformer
+    other.transformer = None
+    gc.collect()
+    assert old() is None
+
+
+def test_a_pipeline_that_goes_is_freed_with_its_transformer() -> None:
+    pipe = cached_pipeline()
+    generate(pipe)
+    gone = weakref.ref(pipe), weakref.ref(pipe.transformer)
+    del pipe
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_replacement_of_a_transformer_whose_cache_was_taken_off_gets_none() -> None:
+    pipe = cached_pipeline()
+    cache_dit.disable_cache(pipe.transformer)
+    old = swapped(pipe, "transformer", tiny_transformer(4))
+    gc.collect()
+    assert old() is None
+    assert same(generate(pipe), generate(tiny_pipeline(transformer=tiny_transformer(4))))
+
+
+# -- pipelines that say otherwise what they hold
+
+
+class Unnamed(DiffusionPipeline):  # type: ignore[misc]
+    """Its ``__init__`` does not name what it registers, so that diffusers' ``components`` raises."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()
+        self.register_modules(**parts)
+
+    def __call__(self, num_inference_steps: int = STEPS) -> list[torch.Tensor]:
+        return denoise(self.transformer, steps=num_inference_steps)
+
+
+class Silent(Unnamed):
+    """Says nothing of what it holds."""
+
+    @property
+    def components(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("kind", "error"), [(Unnamed, ValueError), (Silent, NotImplementedError)])
+def test_a_pipeline_whose_components_raise_is_cached_by_what_it_holds(kind: Any, error: type[Exception]) -> None:
+    pipe = kind(transformer=tiny_transformer())
+    with pytest.raises(error):
+        _ = pipe.components
+    plain = pipe()
+    cache_dit.disable_cache(pipe)
+    assert cache_dit.summary(pipe, logging=False)[0].name == ""
+    cache_dit.enable_cache(pipe, **STATIC)
+    cached = pipe()
+    assert same(cached, denoise(cache_dit.enable_cache(tiny_transformer(), **STATIC)))
+    assert list(cache_dit.summary(pipe, logging=False)[0].steps_line.values()) == ["FFCFCC"]
+    pipe.transformer = tiny_transformer()  # the place of the old one is known
+    assert same(pipe(), cached)
+    cache_dit.disable_cache(pipe)
+    assert is_plain(pipe) and is_plain(pipe.transformer) and same(pipe(), plain)

@@ -63,6 +63,13 @@ def state_of(instance: Any) -> Any:
     return getattr(instance, "__dict__", {}).get(STATE)
 
 
+def base_of(module: Any) -> Any:
+    """The module to cache: of a PEFT model its base, which it calls; else the module itself."""
+    inner = getattr(module, "_orig_mod", module)
+    base = getattr(type(inner), "get_base_model", None)
+    return module if base is None else base(inner)
+
+
 def subclass(base: type, wrapper: Wrapper) -> type:
     """The subclass of ``base`` that ``wrapper`` makes: the same one each time, under the same name.
 

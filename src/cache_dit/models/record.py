@@ -12,6 +12,7 @@ from cache_dit.engine.adapters import registry
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.engine.adapters.pattern import ENCODER, HIDDEN, ForwardPattern, Join
 from cache_dit.engine.adapters.rules import CallRules
+from cache_dit.engine.subclass import base_of
 from cache_dit.envs import ENV
 from cache_dit.errors import ConfigError
 from cache_dit.models.presets import DEFAULT, Preset
@@ -128,31 +129,43 @@ def register_model(record: ModelRecord) -> ModelRecord:
 
 
 def record_of(module: Any) -> ModelRecord | None:
-    """The record of a transformer, by the exact name of its class or of one it derives from."""
-    module = getattr(module, "_orig_mod", module)
-    return next((_records[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _records), None)
+    """The record of a transformer, by the exact name of its class or of one it derives from; of PEFT's, its base's."""
+    return _find(module)[0]
+
+
+def _find(module: Any) -> tuple[ModelRecord | None, Any]:
+    """The record of a transformer, and the module to cache."""
+    plain = getattr(module, "_orig_mod", module)
+    found = next((_records[cls.__name__] for cls in type(plain).__mro__ if cls.__name__ in _records), None)
+    if found is None and module is not None and (base := base_of(plain)) is not plain:
+        return _find(base)
+    return found, module
+
+
+def component_names() -> list[str]:
+    """The attributes of pipelines that may hold a transformer."""
+    return list(_components)
 
 
 def transformers_of(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The attributes of a pipeline that hold a transformer with a record, with the transformer."""
     for attribute in _components:
-        module: Any = getattr(pipe, attribute, None)
-        record = record_of(module)
+        record, module = _find(getattr(pipe, attribute, None))
         if record is not None and attribute in record.components:
             yield attribute, module
 
 
 def adapter_of(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer: what a user registered, else by its record, or None."""
-    own = registry.find(pipe_or_module) if registry.registered else None
-    return recorded_adapter(pipe_or_module) if own is None else own.describe(pipe_or_module)
+    own = registry.find(base_of(pipe_or_module)) if registry.registered else None
+    return recorded_adapter(pipe_or_module) if own is None else own.describe(base_of(pipe_or_module))
 
 
 def recorded_adapter(pipe_or_module: Any) -> BlockAdapter | None:
     """The description of a pipeline or a transformer by its record, or None where there is none."""
     if isinstance(pipe_or_module, torch.nn.Module):
-        record = record_of(pipe_or_module)
-        return None if record is None else record.adapter([pipe_or_module])
+        record, module = _find(pipe_or_module)
+        return None if record is None else record.adapter([module])
     found = [module for _, module in transformers_of(pipe_or_module)]
     record = record_of(found[0]) if found else None
     if record is None:

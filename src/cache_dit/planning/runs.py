@@ -8,14 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from cache_dit.api import cached_transformers, disable_cache, enable_cache
+from cache_dit.api import caches_of, disable_cache, enable_cache
 from cache_dit.config.cache import DBCacheConfig
+from cache_dit.engine.attach.build import states_on
 from cache_dit.engine.attach.transformer import TransformerState
 from cache_dit.engine.forward.branch_cache import ChainForward
-from cache_dit.engine.sessions.request import current_request
 from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.state.measure import first_tensor
-from cache_dit.engine.subclass import state_of
 from cache_dit.errors import ConfigError
 
 _Result = TypeVar("_Result")
@@ -48,9 +47,9 @@ class Observer:
         if made.snapshot_hidden is None:
             return
         if self.session is None:
-            self.session = self.state.latest
-            request = current_request()
-            self.scheduler, self.call = getattr(request, "scheduler", None), getattr(request, "arguments", None)
+            call: Any = made.call
+            self.session = call.session
+            self.scheduler, self.call = call.request.scheduler, call.request.arguments
         self.steps = max(self.steps, made.call.step + 1)
         self.see(made, first_tensor(output))
 
@@ -71,14 +70,14 @@ def observable(holder: Any, config: DBCacheConfig, *, several: str) -> Iterator[
     Raises:
         ConfigError: there are several transformers.
     """
-    own = not cached_transformers(holder)
+    own = not caches_of(holder)
     if own:
         enable_cache(holder, config)
     try:
-        found = cached_transformers(holder)
+        found = caches_of(holder)
         if len(found) != 1:
             raise ConfigError(f"there are {len(found)} transformers: {several}")
-        yield state_of(found[0])
+        yield found[0][1]
     finally:
         if own:
             disable_cache(holder)
@@ -90,14 +89,16 @@ def observe(observer: Observer, run: Callable[[], _Result]) -> _Result:
     Raises:
         ConfigError: there was nothing to see.
     """
-    state = observer.state
-    state.close_all()
-    state.observer = observer
+    states = states_on(observer.state.owner())  # a pipeline's calls in the run may have options of its own
+    for state in states:
+        state.close_all()
+        state.observer = observer
     try:
         made = run()
     finally:
-        state.close_all()  # while it is observed, so that nobody asks why nothing was cached
-        state.observer = None
+        for state in states:
+            state.close_all()  # while it is observed, so that nobody asks why nothing was cached
+            state.observer = None
     if not observer.steps:
         raise ConfigError(
             "run() never called the transformer under torch.no_grad(), or no step of it had blocks to skip: nothing "

@@ -28,7 +28,7 @@ from cache_dit.engine.adapters.search import (
     matches_pattern,
     pattern_by_signature,
 )
-from cache_dit.engine.subclass import state_of
+from cache_dit.engine.subclass import base_of, state_of
 from cache_dit.errors import CacheDitError, ConfigError
 from cache_dit.platforms.groups import parallel_group
 
@@ -257,7 +257,7 @@ class BlockAdapter:
     def is_cached(adapter: Any) -> bool:
         """Whether a cache is on an adapter's transformers, on a pipeline, or on a transformer."""
         held = as_list(adapter.transformer) if isinstance(adapter, BlockAdapter) else [adapter]
-        return any(state_of(module) is not None for module in held)
+        return any(state_of(base_of(module)) is not None for module in held)
 
     @staticmethod
     def is_parallelized(adapter: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +47,7 @@ class BlockList:
         streams: the names of H and E in the blocks' ``forward``.
     """
 
-    name: str
+    name: str = field(compare=False)
     blocks: tuple[torch.nn.Module, ...]
     pattern: ForwardPattern
     streams: tuple[str, str] = (HIDDEN, ENCODER)
@@ -125,6 +125,12 @@ class Target:
     transformer: torch.nn.Module
     chains: tuple[ChainSpec, ...]
     idle: tuple[tuple[torch.nn.Module, str], ...] = ()
+
+
+def alike(first: Target, chains: tuple[ChainSpec, ...], idle: tuple[tuple[torch.nn.Module, str], ...]) -> bool:
+    """Whether a description differs from these chains and idle modules in options alone."""
+    plain = [[replace(spec, modifier=None, strict=False) for spec in specs] for specs in (first.chains, chains)]
+    return plain[0] == plain[1] and first.idle == idle
 
 
 def shortly(value: Any) -> str:

@@ -17,3 +17,9 @@ def manager_of(state: Any) -> Any:
     if state.manager is None and factory is not None:
         state.manager = factory(state)
     return state.manager
+
+
+def set_manager(state: Any, manager: Any) -> None:
+    """Let a manager be that of a transformer's state."""
+    manager.bind(state)
+    state.manager = manager

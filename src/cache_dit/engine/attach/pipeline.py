@@ -1,39 +1,70 @@
-"""The pipeline's part: a call of it is a request."""
+"""The pipeline's part: a call of it is a request, with the options that the pipeline was given."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from cache_dit.engine.adapters.normalize import ChainSpec
+from cache_dit.engine.attach.manager import manager_of, set_manager
 from cache_dit.engine.plans.call import arguments_of, host_values
 from cache_dit.engine.sessions.request import Request, current_request
-from cache_dit.engine.subclass import STATE, state_of
+from cache_dit.engine.subclass import STATE, base_of, state_of
 
 logger = logging.getLogger(__name__)
 
 
+class _Itself:
+    """Stands for the transformer itself, where no pipeline was given the options."""
+
+
+ITSELF = _Itself()
+
+
 class PipelineState:
-    """What a cached pipeline knows of its cache.
+    """What a cached pipeline knows of its cache. It is the holder of its options, and keeps no transformer alive.
 
     Args:
-        transformers: its cached transformers, by the pipeline's attribute that holds them.
+        transformers: its cached transformers, by the pipeline's attribute that holds them, or a number where none does.
         enable: puts the cache, with the same options, on a transformer that took the place of the one in an attribute.
     """
 
-    def __init__(self, transformers: Mapping[str, Any], enable: Callable[[str, Any], Any]) -> None:
-        self.transformers = dict(transformers)
-        self.enable = enable
-        self.replaced: weakref.WeakSet[Any] = weakref.WeakSet()
+    def __init__(
+        self,
+        transformers: Mapping[str | int, Any],
+        enable: Callable[[PipelineState, str, torch.nn.Module], None],
+    ) -> None:
+        self._known = {place: weakref.ref(transformer) for place, transformer in transformers.items()}
+        self._enable = enable
+        self._replaced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def transformers(self) -> list[Any]:
+        """Its cached transformers, as far as they are still there."""
+        return [transformer for known in self._known.values() if (transformer := known()) is not None]
+
+    @property
+    def ever_cached(self) -> list[Any]:
+        """These, and those that others took the place of."""
+        return list({*self.transformers, *self._replaced})
+
+    def forget(self, forms: Sequence[Any]) -> None:
+        """The cache was taken off a transformer, given in all its forms: what takes its place gets none either."""
+        self._known = {place: known for place, known in self._known.items() if known() not in forms}
+        self._replaced -= set(forms)
 
     def begin(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
         """A request for one call of the pipeline."""
         self._follow(pipe)
         # of several transformers each makes a part of the steps: how many, only its own options can say
         given = arguments_of(pipe, args, kwargs)
-        steps = None if len(self.transformers) > 1 else _steps(given)
+        steps = None if len(self._known) > 1 else _steps(given)
         scheduler = getattr(pipe, "scheduler", None)
         return Request(
             object(),
@@ -43,12 +74,13 @@ class PipelineState:
             outer=current_request(),
             scheduled=None if self._in_parts(pipe) else _scheduled(pipe, scheduler),
             arguments=host_values(given),
+            holder=weakref.ref(self),
         )
 
     def _in_parts(self, pipe: Any) -> bool:
         """Whether each of several transformers of one kind, cached or not, makes a part of the steps."""
         held = [_kind(value) for value in vars(pipe).values()]
-        return len(self.transformers) > 1 or any(held.count(_kind(one)) > 1 for one in self.transformers.values())
+        return len(self._known) > 1 or any(held.count(_kind(one)) > 1 for one in self.transformers)
 
     def end(self, request: Request) -> None:
         """Free what the call kept."""
@@ -56,20 +88,23 @@ class PipelineState:
 
     def _follow(self, pipe: Any) -> None:
         """Cache a transformer that was put in the place of a cached one."""
-        for attribute, known in self.transformers.items():
-            module = getattr(pipe, attribute, None)
-            if module is known or module is None or state_of(known) is None:  # None: its cache was taken off meanwhile
+        for attribute, ref in list(self._known.items()):
+            if isinstance(attribute, int):
                 continue
-            if getattr(module, "_orig_mod", None) is known:  # compiled meanwhile: calls still reach the cached one
+            known, module = ref(), base_of(getattr(pipe, attribute, None))
+            if module is known or not isinstance(module, torch.nn.Module):
                 continue
-            self.replaced.add(known)
-            self.transformers[attribute] = module
+            if known is not None:
+                if getattr(module, "_orig_mod", None) is known:  # compiled meanwhile: calls still reach the cached one
+                    continue
+                self._replaced.add(known)
+            self._known[attribute] = weakref.ref(module)
             state = state_of(module)
-            if state is None or state.owner() is not module:
+            if state is None or state.owner() is not module or not {self, ITSELF} & set(state.holders.states):
                 logger.warning(
                     "cache_dit: %s.%s is another module now: enabling the cache on it", type(pipe).__name__, attribute
                 )
-                self.enable(attribute, module)
+                self._enable(self, attribute, module)
 
 
 def _kind(value: Any) -> str:
@@ -97,6 +132,34 @@ def _scheduled(pipe: Any, scheduler: Any) -> Callable[[], int | None]:
         return min(left, told) if min(left, told) > 0 else None
 
     return scheduled
+
+
+@dataclass(eq=False)
+class Holders:
+    """What all states of one transformer share; each has the options of one holder.
+
+    A pipeline's calls have the options that it was given, all other calls those that were given last.
+
+    Args:
+        chains, idle: how the transformer is described, which is the same for all.
+        states: holder -> its ``TransformerState``, in the order of giving. A pipeline that goes is none any more.
+        several: whether some holder's calls have other options than those that were given last.
+        left: the pipelines, by id, whose options were taken off while others had theirs: these stay when asked again.
+    """
+
+    chains: tuple[ChainSpec, ...]
+    idle: tuple[tuple[torch.nn.Module, str], ...]
+    states: weakref.WeakKeyDictionary[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
+    several: bool = False
+    left: weakref.WeakValueDictionary[int, Any] = field(default_factory=weakref.WeakValueDictionary)
+
+    def state_of_call(self, entered: Sequence[Request], last: Any) -> Any:
+        """The state of a call made inside these requests: that of the innermost pipeline's call, else ``last``."""
+        for request in reversed(entered):
+            holder = None if request.holder is None else request.holder()
+            if holder is not None and (state := self.states.get(holder)) is not None:
+                return state
+        return last
 
 
 def _steps(given: Mapping[str, Any]) -> int | None:
@@ -137,11 +200,21 @@ def cached_pipeline(base: Any, metaclass: Any) -> type:
 
         @property
         def _context_manager(self) -> Any:
-            """The manager of the first transformer's cache, as servers ask a pipeline for it."""
-            return next(iter(self.__dict__[STATE].transformers.values()))._context_manager
+            """The manager of the first transformer's cache for this pipeline's calls, as servers ask for it."""
+            return manager_of(_first_state(self))
 
         @_context_manager.setter
         def _context_manager(self, manager: Any) -> None:
-            next(iter(self.__dict__[STATE].transformers.values()))._context_manager = manager
+            set_manager(_first_state(self), manager)
 
     return CachedPipeline
+
+
+def _first_state(pipe: Any) -> Any:
+    """The state of a pipeline's first transformer that has the pipeline's options."""
+    holder = pipe.__dict__.get(STATE)
+    for transformer in () if holder is None else holder.transformers:
+        state = state_of(transformer)
+        if state is not None:
+            return state.holders.states.get(holder, state)
+    raise AttributeError(f"no cache is on this {type(pipe).__name__}'s transformer: it has no _context_manager")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.attach import manager
 from cache_dit.engine.attach.check import checked
+from cache_dit.engine.attach.pipeline import Holders
 from cache_dit.engine.attach.wrappers import observed_module as observed_subclass
 from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
 from cache_dit.engine.forward.call import Call, SimilarityOverride
@@ -90,6 +92,7 @@ class TransformerState:
         chains: the chains of its blocks, with the options of each.
         separate_cfg: whether unnamed calls are the branches of classifier-free guidance in turn.
         rules: what its record says of its calls.
+        holders: whom else options were given to.
     """
 
     def __init__(
@@ -99,8 +102,10 @@ class TransformerState:
         *,
         separate_cfg: bool = False,
         rules: CallRules | None = None,
+        holders: Holders,
     ) -> None:
         self.chains = chains
+        self.holders = holders
         #: Modules between blocks that do nothing while these are skipped, with their roles.
         self.idle: list[tuple[torch.nn.Module, IdleRole]] = []
         #: Modules whose input decisions are made by, with their roles.
@@ -119,6 +124,8 @@ class TransformerState:
         self.said: set[Hashable] = set()
         self._passed_by = False  # whether a call was none of the cache's
         self._module = weakref.ref(module)
+        #: When its last request was opened, among those of all models.
+        self.opened_at = -1
 
     # -- what is asked of it
 
@@ -207,6 +214,7 @@ class TransformerState:
 
     def opened(self, request: Request, direction: int) -> Session:
         """A new session for a request."""
+        self.opened_at = next(_openings)
         scheduled = None if request.scheduled is None else request.scheduled()
         asked = request.steps(self.config.num_inference_steps or _planned_steps(self.options))
         return Session(
@@ -227,6 +235,12 @@ class TransformerState:
         """End all requests."""
         for closed in self.router.pool.close_all():
             self.explain(closed)
+
+    def close_outside(self) -> None:
+        """End the requests that are no pipeline's calls: their next calls have the options that were given last."""
+        for key, session in list(self.sessions.items()):
+            if session.handle is None or session.handle.holder is None:
+                self.close(key, session)
 
     def follow(self, session: Session, request: Request, branch: Hashable) -> None:
         """Let a request go on with the options that its handle was given, if they are others now.
@@ -320,11 +334,14 @@ class TransformerState:
             args, kwargs: what it was called with.
             again: the forward that this one repeats, because its output was wrong.
         """
+        entered = ENTERED.get()
+        if entered and self.holders.several and (own := self.holders.state_of_call(entered, self)) is not self:
+            made: Forward | None = own.begin(module, args, kwargs, again=again)
+            return made
         given = self.reader.given(args, kwargs) if args else kwargs
         if self.rules.bypasses is not None and self.rules.bypasses(given):
             self._passed_by = True
             return None
-        entered = ENTERED.get()
         request = entered[-1] if entered else self.router.own.request
         if torch.is_grad_enabled() and needs_grad(module, given):
             self._note_gradients(self.router.session(request, self))
@@ -530,6 +547,9 @@ class TransformerState:
             started.cache.free()
         self.explain(forward.session)
 
+
+#: Tells which of several states opened a request last.
+_openings = itertools.count()
 
 #: The coordinates of who goes by steps alone.
 _STEPS = {"step"}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cache_dit.engine.adapters.pattern import argument_names
-from cache_dit.engine.attach.manager import manager_of
+from cache_dit.engine.attach.manager import manager_of, set_manager
 from cache_dit.engine.forward.chain import ASK, FILL, LEAVE, WATCH, trace_by
 from cache_dit.engine.subclass import STATE
 
@@ -122,12 +122,12 @@ def cached_transformer(base: Any, metaclass: Any) -> type:
                     output = base.__call__(self, *args, **kwargs)
                     traces = trace_by(None)
                     try:
-                        if state.end(forward, output):
+                        if forward.state.end(forward, output):
                             return output
                     finally:
                         trace_by(traces)
                 except BaseException:
-                    state.abandon(forward)
+                    forward.state.abandon(forward)
                     raise
                 args, kwargs = forward.arguments
             with contextlib.nullcontext() if state is None else state.set_aside():
@@ -163,8 +163,7 @@ def _set_manager(self: Any, manager: Any) -> None:
     state = self.__dict__.get(STATE)
     if state is None:
         raise AttributeError(f"no cache is on this {type(self).__name__}: enable it before setting _context_manager")
-    manager.bind(state)
-    state.manager = manager
+    set_manager(state, manager)
 
 
 def _cache_context(owner: Any) -> Callable[..., Any]:

@@ -52,8 +52,9 @@ def arguments_of(pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         bound = inspect.signature(pipe).bind_partial(*args, **kwargs)
     except (TypeError, ValueError):
         return {}
+    own = getattr(pipe, "default_call_parameters", {})  # a modular pipeline's blocks say what they take
     defaults = {name: one.default for name, one in known.items() if one.default is not one.empty}
-    return {**defaults, **{name: value for name, value in bound.arguments.items() if name in known}, **kwargs}
+    return {**own, **defaults, **{name: value for name, value in bound.arguments.items() if name in known}, **kwargs}
 
 
 def host_values(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Request:
         outer: the session around a pipeline's call, whose ``enabled`` and options count for it as well.
         scheduled: tells, when the run has begun, how many steps its scheduler has for it, or None.
         arguments: those of that call that lie on the host, by name; None: they are not known.
+        holder: gives what has the options of the pipeline whose call it is, as long as that is there; or None.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Request:
         outer: Request | None = None,
         scheduled: Callable[[], int | None] | None = None,
         arguments: Mapping[str, Any] | None = None,
+        holder: Callable[[], Any] | None = None,
     ) -> None:
         self.key = key
+        self.holder = holder
         self.num_inference_steps = num_inference_steps
         self.counts_down = counts_down
         self.keep = keep
