@@ -27,9 +27,6 @@ from cache_dit.engine.state.snapshots import Prediction
 #: H and E, before or after a block.
 Streams = tuple[Any, Any]
 
-#: Among the diffs of a step on their way to the next one: the place of the conditioning's jump.
-JUMP = -1
-
 
 class BlockwiseForward(ChainForward):
     """A forward in which each M block is computed or skipped by itself.
@@ -140,6 +137,9 @@ class BlockwiseForward(ChainForward):
             self.misfit = True
             return False
         accepted: bool = cache.policy.accept_block(position, diff)
+        if position not in self.known and cache.leaps(position, diff) and not accepted:
+            cache.since(self.call.step)
+            cache.emptied = False  # they compute in this step
         if not math.isfinite(diff):
             block.clear()  # a predictor of a higher order would go on using the step that was not finite
         return accepted and self.action is Action.MEASURE
@@ -176,8 +176,10 @@ class BlockwiseForward(ChainForward):
         block.unread = 0
         block.input_sizes, self.sizes[position] = reading.before, reading.sizes
         self.jump = None
-        if jump is not None and cache.jumps(reading.beside[-1]):
+        if jump is not None and cache.jumped(reading.beside[-1:]):
             self.action, self.why = Action.COMPUTE, "conditioning"
+            cache.since(call.step)
+            cache.emptied = False
         return reading.diffs[0]
 
     def _expected(self, position: int) -> bool:
@@ -241,15 +243,11 @@ class BlockwiseForward(ChainForward):
         return self.why or ("shape" if self.misfit and not self.skipped else None)
 
     def _sent(self) -> PendingDiffs:
-        """The step's diffs on their way, and with them the conditioning's jump since the last computed step."""
+        """The step's diffs on their way."""
         for position, sums in self.measured.items():
             block = self.cache.blocks.get(position)
             for health in () if block is None else block.health:  # what it left is what the next step predicts from
                 self.measured[position] = sums = sums + 0 * health.to(sums)
-        jump = None if self.jump is None or not self.skips else self.jump()
-        if jump is not None:
-            any_sums = next(iter(self.measured.values()))
-            self.measured[JUMP] = torch.stack([jump, torch.ones_like(jump)]).to(any_sums)
         return PendingDiffs(self.call.step, self.measured, self.call.group)
 
 

@@ -41,11 +41,15 @@ def exceeds(distance: float, threshold: float | None) -> bool:
 
 def read_numbers(numbers: Sequence[torch.Tensor], group: Any = None) -> list[float]:
     """Single numbers by one host read; with a group, their means over its ranks, so that all see the same."""
-    packed = torch.stack([number.reshape(()).to(numbers[0]) for number in numbers])
-    if group is not None:
-        torch.distributed.all_reduce(packed, group=group)
-        packed = packed / torch.distributed.get_world_size(group)
-    return read_back(packed)
+    return read_back(averaged(torch.stack([number.reshape(()).to(numbers[0]) for number in numbers]), group))
+
+
+def averaged(numbers: torch.Tensor, group: Any) -> torch.Tensor:
+    """Numbers as their means over a group's ranks, so that all see the same; None: as they are."""
+    if group is None:
+        return numbers
+    torch.distributed.all_reduce(numbers, group=group)
+    return numbers / torch.distributed.get_world_size(group)
 
 
 def relative_l1(previous: Any, current: Any, group: Any = None, *, health: Sequence[torch.Tensor] = ()) -> float | None:
@@ -190,6 +194,31 @@ def relative_l1_sums(
     return _sums(_wide(previous), _wide(current), None, important)
 
 
+class HostCopy:
+    """Numbers of a device on their way to the host: sent without waiting, there when the next step begins.
+
+    Args:
+        numbers: a tensor of one dimension.
+    """
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        #: Whether nobody has to wait for them.
+        self.at_hand = numbers.device.type == "cpu"
+        self._numbers = numbers
+        self._event: Any = None
+        if numbers.is_cuda:
+            on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers = on_host.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def arrived(self) -> list[float]:
+        """The numbers; waits for them where they are not there yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return read_back(self._numbers)
+
+
 class PendingDiffs:
     """Diffs of a step on their way to the host: sent without waiting when it ends, there when the next one begins.
 
@@ -205,19 +234,11 @@ class PendingDiffs:
         packed = torch.stack(list(sums.values()))
         if group is not None:
             torch.distributed.all_reduce(packed, group=group)
-        self._ratios = packed[:, 0] / packed[:, 1]
-        self._event: Any = None
-        if packed.is_cuda:
-            on_host = torch.empty(self._ratios.shape, dtype=self._ratios.dtype, pin_memory=True)
-            self._ratios = on_host.copy_(self._ratios, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._ratios = HostCopy(packed[:, 0] / packed[:, 1])
 
     def arrived(self) -> tuple[int, dict[int, float]]:
         """The step, and its ratios by block; waits for them where they are not there yet."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self.step, dict(zip(self.blocks, read_back(self._ratios), strict=True))
+        return self.step, dict(zip(self.blocks, self._ratios.arrived(), strict=True))
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:

@@ -1,0 +1,352 @@
+"""After a change of what conditions a run, no step is predicted from anything that was kept before it.
+
+Frozen inputs tell: every step has the same ones but for the timestep, which falls a little, and but for what changes
+in the middle. Then each step, computed or cached, must give what the model alone gives.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import peft
+import pytest
+import torch
+from diffusers import FluxControlNetModel, FluxControlNetPipeline, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+import cache_dit
+from cache_dit import (
+    CalibratorConfig,
+    DBCacheConfig,
+    DBPruneConfig,
+    DMDCalibratorConfig,
+    FoCaCalibratorConfig,
+    HermiteCalibratorConfig,
+    TaylorSeerCalibratorConfig,
+)
+from cache_dit.engine.plans.plan import Plan
+from cache_dit.engine.plans.point import PlanPoint, Quality
+from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
+from cache_dit.engine.plans.scope import PlanScope
+from cache_dit.engine.state.measure import HostCopy
+from tests.kit.equality import unlike
+from tests.kit.tiny_flux import DOUBLE, SINGLE, flux_inputs, tiny_transformer, tiny_vae
+from tests.kit.toys import line, lines, normal
+
+CHANGE = 5
+MASK = "11111000100"
+STEPS = len(MASK)
+#: How far a step may be from the model's own: what the timestep's fall makes of it, which an extrapolation multiplies.
+BOUND = 1e-3
+
+Given = dict[str, Any]
+At = Callable[[int], Given]
+
+
+# What changes at a step, and how
+
+
+def residuals(scale: float = 1.0, *, seed: int = 0) -> Given:
+    """A ControlNet's residuals for all blocks."""
+    return {
+        "controlnet_block_samples": [scale * normal(1, 16, 32, seed=20 + seed + place) for place in range(DOUBLE)],
+        "controlnet_single_block_samples": [scale * normal(1, 16, 32, seed=40 + seed + place) for place in range(SINGLE)],
+    }
+
+
+def stay(model: Any) -> At:
+    inputs = flux_inputs()
+    return lambda step: inputs
+
+
+def other_control(model: Any) -> At:
+    inputs, hints = flux_inputs(), [residuals(), residuals(seed=5)]
+    return lambda step: {**inputs, **hints[step >= CHANGE]}
+
+
+def control_ends(model: Any) -> At:
+    inputs, hint = flux_inputs(), residuals()
+    return lambda step: {**inputs, **(hint if step < CHANGE else dict.fromkeys(hint))}
+
+
+def control_is_emptied(model: Any) -> At:
+    inputs, hint = flux_inputs(), residuals()
+    return lambda step: {**inputs, **(hint if step < CHANGE else {name: value[:1] for name, value in hint.items()})}
+
+
+def control_begins(model: Any) -> At:
+    inputs, hint = flux_inputs(), residuals()
+    return lambda step: {**inputs, **(hint if step >= CHANGE else {})}
+
+
+def control_made_anew(model: Any) -> At:
+    inputs = flux_inputs()
+    return lambda step: {**inputs, **residuals(1.0 if step < CHANGE else 0.0)}
+
+
+def other_text(model: Any) -> At:
+    texts = [flux_inputs(), {**flux_inputs(), **{name: flux_inputs(seed=9)[name] for name in TEXT}}]
+    return lambda step: texts[step >= CHANGE]
+
+
+def other_pooled(model: Any) -> At:
+    inputs, pooled = flux_inputs(), flux_inputs(seed=9)["pooled_projections"]
+    return lambda step: {**inputs, "pooled_projections": pooled} if step >= CHANGE else inputs
+
+
+def written_text(model: Any) -> At:
+    inputs = flux_inputs()
+
+    def at(step: int) -> Given:
+        if step == CHANGE:
+            inputs["encoder_hidden_states"].mul_(-1.5)
+        return inputs
+
+    return at
+
+
+def adapter_off(model: Any) -> At:
+    inputs = flux_inputs()
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        adapt(model)
+    model.enable_adapters()
+
+    def at(step: int) -> Given:
+        if step == CHANGE:
+            model.disable_adapters()
+        return inputs
+
+    return at
+
+
+def adapter_weaker(model: Any) -> At:
+    inputs = flux_inputs()
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        adapt(model)
+    model.set_adapters("one", 1.0)
+
+    def at(step: int) -> Given:
+        if step == CHANGE:
+            model.set_adapters("one", -0.5)
+        return inputs
+
+    return at
+
+
+def adapt(model: Any, name: str = "one") -> None:
+    torch.manual_seed(5)
+    targets = ["to_q", "to_k", "to_v", "proj_mlp", "proj_out"]
+    model.add_adapter(peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False), name)
+
+
+TEXT = ("encoder_hidden_states", "pooled_projections")
+CONTROLS = [other_control, control_ends, control_is_emptied, control_begins, control_made_anew]
+OTHERS = [other_text, other_pooled, written_text, adapter_off, adapter_weaker]
+
+
+# How steps are decided, and how they are predicted
+
+
+def masked(front: int = 1) -> DBCacheConfig:
+    return DBCacheConfig(
+        Fn_compute_blocks=front,
+        max_warmup_steps=1,
+        steps_computation_mask=[int(digit) for digit in MASK],
+        steps_computation_policy="static",
+        num_inference_steps=STEPS,
+    )
+
+
+def measured(**options: Any) -> DBCacheConfig:
+    mask = [1] * 5 + [0] * 3 + [1, 0, 0]
+    return DBCacheConfig(
+        Fn_compute_blocks=1,
+        max_warmup_steps=1,
+        residual_diff_threshold=0.9,
+        steps_computation_mask=mask,
+        steps_computation_policy="dynamic",
+        num_inference_steps=STEPS,
+        **options,
+    )
+
+
+def pruned(**options: Any) -> DBPruneConfig:
+    mask = [1] * 5 + [0] * 3 + [1, 0, 0]
+    return DBPruneConfig(
+        Fn_compute_blocks=1,
+        max_warmup_steps=1,
+        steps_computation_mask=mask,
+        num_inference_steps=STEPS,
+        **{"residual_diff_threshold": 0.9, **options},
+    )
+
+
+def planned() -> DBCacheConfig:
+    rules = ("reuse", *[GapRule(1)] * 4, GapRule(2))
+    point = PlanPoint(6, {"*": BranchSchedule(MASK, rules)}, measured=Quality(40.0, 36.0, 35.0, 39.0, 41.0, 8), ideal_speedup=2)
+    return DBCacheConfig(plan=Plan(PlanScope(num_inference_steps=STEPS), (point,), chosen=6))
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "mask": masked,
+    "mask, no F": functools.partial(masked, 0),
+    "threshold": measured,
+    "threshold of 1": functools.partial(measured, max_accumulated_residual_diff_threshold=None),
+    "by sample": functools.partial(measured, decision="sample"),
+    "prune": pruned,
+    "prune by the step before": functools.partial(pruned, prune_decision="previous"),
+    "prune by mask": functools.partial(pruned, steps_computation_policy="static"),
+}
+PREDICTORS: dict[str, Any] = {
+    "reuse": None,
+    "taylor 1": TaylorSeerCalibratorConfig(taylorseer_order=1),
+    "taylor 2": TaylorSeerCalibratorConfig(taylorseer_order=2),
+    "newton": CalibratorConfig(enable_calibrator=True, enable_encoder_calibrator=True, calibrator_type="newton"),
+    "states": TaylorSeerCalibratorConfig(taylorseer_order=1, calibrator_cache_type="hidden_states"),
+    "foca": FoCaCalibratorConfig(),
+    "dmd": DMDCalibratorConfig(),
+    "hermite": HermiteCalibratorConfig(),
+}
+
+
+@torch.no_grad()
+def run(model: Any, at: At, *, steps: int = STEPS) -> list[Tensor]:
+    outputs = []
+    for step in range(steps):
+        given = at(step)
+        timestep = torch.full((given["hidden_states"].shape[0],), 1 - step * 2e-7)
+        outputs.append(model(**given, timestep=timestep, return_dict=False)[0])
+    return outputs
+
+
+def off(change: Callable[[Any], At], config: Any, calibrator: Any = None) -> tuple[list[int], str]:
+    """The steps that are not what the model alone gives, and the line of what was done."""
+    model = tiny_transformer()
+    expected = run(model, change(model))
+    assert change is stay or unlike(expected[CHANGE], expected[CHANGE - 1], by=0.05), "nothing changes"
+    cache_dit.enable_cache(model, config, calibrator)
+    outputs = run(model, change(model))
+    wrong = [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)]
+    return wrong, next(iter(lines(model).values()))
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("change", [other_control, control_made_anew, other_text], ids=lambda change: change.__name__)
+def test_with_every_predictor(change: Any, predictor: str) -> None:
+    for way in ("mask", "threshold"):
+        wrong, done = off(change, WAYS[way](), PREDICTORS[predictor])
+        assert (way, wrong, done) == (way, [], "FFFFFFCCFCC")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("change", [*CONTROLS, *OTHERS], ids=lambda change: change.__name__)
+def test_with_every_way_to_decide(change: Any, way: str) -> None:
+    wrong, done = off(change, WAYS[way](), PREDICTORS["taylor 2"])
+    expected = "FFFFFFFCFCC" if way == "prune by the step before" else "FFFFFFCCFCC"  # no diffs are left to decide by
+    assert (wrong, done.replace("P", "C")) == ([], expected)
+
+
+@pytest.mark.parametrize("change", [*CONTROLS, *OTHERS], ids=lambda change: change.__name__)
+def test_with_a_plan(change: Any) -> None:
+    assert off(change, planned()) == ([], "FFFFFFCCFCC")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_where_nothing_changes_nothing_more_is_computed(way: str) -> None:
+    wrong, done = off(stay, WAYS[way](), PREDICTORS["taylor 2"])
+    assert (wrong, done.replace("P", "C")) == ([], "FFFFFCCCFCC")
+
+
+@pytest.mark.parametrize("way", ["mask", "threshold", "by sample", "prune"])
+@pytest.mark.parametrize("change", [other_control, control_made_anew, other_text], ids=lambda change: change.__name__)
+def test_with_a_chain_for_each_list_so_that_both_streams_are_predicted(change: Any, way: str) -> None:
+    model = tiny_transformer()
+    expected = run(model, change(model))
+    adapter = cache_dit.BlockAdapter(
+        transformer=model,
+        blocks=[model.transformer_blocks, model.single_transformer_blocks],
+        forward_pattern=[cache_dit.ForwardPattern.Pattern_1] * 2,
+    )
+    cache_dit.enable_cache(adapter, WAYS[way](), PREDICTORS["taylor 2"])
+    outputs = run(model, change(model))
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+    assert [next(iter(lines(model, chain).values())).replace("P", "C") for chain in (0, 1)] == ["FFFFFFCCFCC"] * 2
+
+
+def test_samples_that_decide_for_themselves_each_begin_anew_for_themselves() -> None:
+    inputs = flux_inputs(batch=2)
+
+    def at(step: int) -> Given:
+        hint = {name: [torch.cat([one, one]) for one in value] for name, value in residuals().items()}
+        if step >= CHANGE:
+            for one in (one for value in hint.values() for one in value):
+                one[1] = 0
+        return {**inputs, **hint}
+
+    model = tiny_transformer()
+    expected = run(model, at)
+    for way in ("mask", "by sample"):
+        options = WAYS[way]()
+        options.decision = "sample"
+        cache_dit.enable_cache(model, options, PREDICTORS["taylor 2"])
+        outputs = run(model, at)
+        assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+        assert lines(model) == {"default[0]": "FFFFFCCCFCC", "default[1]": "FFFFFFCCFCC"}
+
+
+# Text states
+
+
+@pytest.mark.parametrize("change", range(1, 10))
+def test_another_text_at_any_step(change: int) -> None:
+    """One that changes at the second call is known to be no tensor made anew at each call when it stays."""
+    texts = [flux_inputs(), flux_inputs(seed=9)]
+    model = tiny_transformer()
+    expected = run(model, lambda step: texts[step >= change])
+    cache_dit.enable_cache(model, masked(), PREDICTORS["taylor 2"])
+    outputs = run(model, lambda step: texts[step >= change])
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+
+
+def test_text_states_that_are_made_anew_at_each_call_lose_no_cached_step() -> None:
+    def sliced() -> At:
+        base = torch.cat([flux_inputs()["encoder_hidden_states"]] * 2)
+        return lambda step: {**flux_inputs(), "encoder_hidden_states": base[:1]}
+
+    model = tiny_transformer()
+    for at in (lambda step: flux_inputs(), sliced()):
+        cache_dit.enable_cache(model, masked())
+        run(model, at)
+        assert line(model) == "FFFFFCCCFCC"
+
+
+@torch.no_grad()
+def test_text_states_that_branches_take_in_turn_are_no_change() -> None:
+    texts = {"cond": flux_inputs(), "uncond": flux_inputs(seed=9)}
+    model: Any = tiny_transformer()
+    cache_dit.enable_cache(model, masked(), PREDICTORS["taylor 2"])
+    for step in range(STEPS):
+        for branch, given in texts.items():
+            with model.cache_context(branch):
+                model(**given, timestep=torch.tensor([1 - step * 2e-7]), return_dict=False)
+    assert lines(model) == dict.fromkeys(texts, "FFFFFCCCFCC")
+
+
+@pytest.mark.parametrize("way", ["threshold", "by sample", "prune", "prune by the step before"])
+def test_a_diff_that_leaps_begins_a_new_history_where_nothing_else_tells(way: str) -> None:
+    """The text is made anew at each call, so that only the first block, or each block's input, shows the change."""
+
+    def at(step: int) -> Given:
+        return flux_inputs() | ({name: flux_inputs(seed=9)[name] for name in TEXT} if step >= CHANGE else {})
+
+    model = tiny_transformer()
+    expected = run(model, at)
+    options = WAYS[way]()
+    options.residual_diff_threshold = 0.01
+    options.steps_computation_mask = [1, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0]
+    cache_dit.enable_cache(model, options, PREDICTORS["taylor 2"])
+    outputs = run(model, at)
+    late = [CHANGE] if way == "prune by the step before" else []
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == late
