@@ -32,7 +32,7 @@ from cache_dit.engine.plans.schedule import BranchSchedule, GapRule
 from cache_dit.engine.plans.scope import PlanScope
 from cache_dit.engine.state.measure import HostCopy
 from tests.kit.equality import unlike
-from tests.kit.tiny_flux import DOUBLE, SINGLE, flux_inputs, tiny_transformer, tiny_vae
+from tests.kit.tiny_flux import DOUBLE, SINGLE, embeddings, flux_inputs, tiny_transformer, tiny_vae
 from tests.kit.toys import line, lines, normal
 
 CHANGE = 5
@@ -136,7 +136,7 @@ def adapter_weaker(model: Any) -> At:
 
 
 def adapt(model: Any, name: str = "one") -> None:
-    torch.manual_seed(5)
+    torch.manual_seed(len(name) + ord(name[-1]))
     targets = ["to_q", "to_k", "to_v", "proj_mlp", "proj_out"]
     model.add_adapter(peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False), name)
 
@@ -350,3 +350,185 @@ def test_a_diff_that_leaps_begins_a_new_history_where_nothing_else_tells(way: st
     outputs = run(model, at)
     late = [CHANGE] if way == "prune by the step before" else []
     assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == late
+
+
+# Without a wait, as on an accelerator
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number is at hand in the step that it was measured in."""
+    make = HostCopy.__init__
+
+    def sent(self: HostCopy, numbers: Tensor) -> None:
+        make(self, numbers)
+        self.at_hand = False
+
+    monkeypatch.setattr(HostCopy, "__init__", sent)
+
+
+@pytest.mark.parametrize(
+    ("way", "late"), [("mask", [5]), ("mask, no F", [5]), ("prune by mask", [5]), ("threshold", []), ("by sample", [])]
+)
+@pytest.mark.usefixtures("far")
+def test_where_a_jump_travels_a_mask_is_one_step_late_and_a_measured_step_is_not(way: str, late: list[int]) -> None:
+    wrong, done = off(control_made_anew, WAYS[way](), PREDICTORS["taylor 2"])
+    assert (wrong, done.replace("P", "C")) == (late, "FFFFFCFCFCC" if late else "FFFFFFCCFCC")
+
+
+@pytest.mark.usefixtures("far")
+def test_where_a_jump_travels_from_a_computed_step_that_step_stays_and_those_before_it_go() -> None:
+    def at(step: int) -> Given:
+        return {**flux_inputs(), **residuals(1.0 if step < 4 else 0.0)}
+
+    model = tiny_transformer()
+    expected = run(model, at)
+    cache_dit.enable_cache(model, masked(), PREDICTORS["taylor 2"])
+    outputs = run(model, at)
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+    assert line(model) == "FFFFFCCCFCC"
+
+
+# The real pipeline
+
+
+def control_pipeline() -> FluxControlNetPipeline:
+    """Tiny and random; its ControlNet's residuals are not small beside the streams."""
+    torch.manual_seed(1)
+    controlnet = FluxControlNetModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 6, 6],
+    )
+    for block in (*controlnet.controlnet_blocks, *controlnet.controlnet_single_blocks):  # they are zero at first
+        torch.nn.init.normal_(block.weight, std=0.1)
+    none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipe = FluxControlNetPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_vae(),
+        transformer=tiny_transformer(),
+        controlnet=controlnet.eval().requires_grad_(False),
+        **none,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def errors(end: float) -> tuple[list[float], str]:
+    """How far each step is from what the model alone makes of the same inputs, and what was done."""
+    pipe, alone, found = control_pipeline(), tiny_transformer(), []
+    mask = [1, 1, 1, 0, 1, 0, 0, 1, 0, 1]
+    options = DBCacheConfig(
+        Fn_compute_blocks=1, max_warmup_steps=1, steps_computation_mask=mask, steps_computation_policy="static"
+    )
+    cache_dit.enable_cache(pipe, options, PREDICTORS["taylor 1"])
+
+    def compare(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        found.append(float((output[0] - alone(*args, **kwargs)[0]).abs().max()))
+
+    pipe.transformer.register_forward_hook(compare, with_kwargs=True)
+    pipe(
+        **embeddings(),
+        control_image=normal(1, 3, 8, 8, seed=7),
+        control_guidance_end=end,
+        height=8,
+        width=8,
+        num_inference_steps=10,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(2),
+    )
+    return found, line(pipe.transformer)
+
+
+# diffusers' own FluxControlNetModel makes it
+deprecated = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+
+@deprecated
+def test_a_controlnet_that_ends_leaves_nothing_behind() -> None:
+    """Its residuals are made anew at each step, and are zero from the sixth on."""
+    without_end, _ = errors(1.0)
+    found, done = errors(0.5)
+    assert done == "FFFCFFCFCF"
+    assert max(found) <= max(without_end)
+
+
+@deprecated
+@pytest.mark.usefixtures("far")
+def test_without_a_wait_it_leaves_something_behind_for_one_step() -> None:
+    without_end, _ = errors(1.0)
+    found, done = errors(0.5)
+    assert done == "FFFCFCFFCF"
+    assert [step for step, error in enumerate(found) if error > max(without_end)] == [5]
+
+
+# Adapters
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model:UserWarning:peft")
+@pytest.mark.filterwarnings("ignore:Adapter one was active which is now deleted:UserWarning:peft")
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda model: model.set_adapter("two"),
+        lambda model: model.set_adapters(["one", "two"], [0.5, 1.0]),
+        lambda model: model.fuse_lora(adapter_names=["one"], lora_scale=0.3),
+        lambda model: model.delete_adapters("one"),
+        lambda model: model.unload_lora(),
+        lambda model: adapt(model, "three"),
+        lambda model: [module.set_scale("one", 3) for module in model.modules() if hasattr(module, "set_scale")],
+    ],
+    ids=["another", "two", "fused", "deleted", "unloaded", "loaded", "scaled"],
+)
+def test_whatever_is_done_to_adapters_in_the_middle(do: Callable[[Any], Any]) -> None:
+    def prepared() -> Any:
+        model = tiny_transformer()
+        for name in ("one", "two"):
+            adapt(model, name)
+        model.set_adapter("one")
+        return model.requires_grad_(False)
+
+    def at(model: Any) -> At:
+        inputs = flux_inputs()
+        return lambda step: (inputs, do(model))[0] if step == CHANGE else inputs
+
+    plain, model = prepared(), prepared()
+    expected = run(plain, at(plain))
+    assert unlike(expected[CHANGE], expected[CHANGE - 1], by=0.01), "nothing changes"
+    cache_dit.enable_cache(model, masked(), PREDICTORS["taylor 2"])
+    outputs = run(model, at(model))
+    assert line(model) == "FFFFFFCCFCC"
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+
+
+def test_the_first_adapter_that_a_model_gets_in_the_middle() -> None:
+    def at(model: Any) -> At:
+        inputs = flux_inputs()
+        return lambda step: (inputs, adapt(model))[0] if step == CHANGE else inputs
+
+    plain, model = tiny_transformer(), tiny_transformer()
+    expected = run(plain, at(plain))
+    cache_dit.enable_cache(model, masked(), PREDICTORS["taylor 2"])
+    outputs = run(model, at(model))
+    assert line(model) == "FFFFFFCCFCC"
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+
+
+@torch.no_grad()
+def test_an_adapter_that_acts_in_one_branch_alone_is_no_change() -> None:
+    model: Any = tiny_transformer()
+    adapt(model)
+    inputs = flux_inputs()
+    cache_dit.enable_cache(model, masked())
+    for step in range(STEPS):
+        for branch in ("cond", "uncond"):
+            (model.enable_adapters if branch == "cond" else model.disable_adapters)()
+            with model.cache_context(branch):
+                model(**inputs, timestep=torch.tensor([1 - step * 2e-7]), return_dict=False)
+    assert lines(model) == {"cond": "FFFFFCCCFCC", "uncond": "FFFFFCCCFCC"}
