@@ -7,13 +7,13 @@ in the middle. Then each step, computed or cached, must give what the model alon
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import peft
 import pytest
 import torch
-from diffusers import FluxControlNetModel, FluxControlNetPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxControlNetPipeline
 from torch import Tensor
 
 import cache_dit
@@ -52,7 +52,9 @@ def residuals(scale: float = 1.0, *, seed: int = 0) -> Given:
     """A ControlNet's residuals for all blocks."""
     return {
         "controlnet_block_samples": [scale * normal(1, 16, 32, seed=20 + seed + place) for place in range(DOUBLE)],
-        "controlnet_single_block_samples": [scale * normal(1, 16, 32, seed=40 + seed + place) for place in range(SINGLE)],
+        "controlnet_single_block_samples": [
+            scale * normal(1, 16, 32, seed=40 + seed + place) for place in range(SINGLE)
+        ],
     }
 
 
@@ -141,9 +143,16 @@ def adapt(model: Any, name: str = "one") -> None:
     model.add_adapter(peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False), name)
 
 
+def adapter_weaker_by_call(model: Any) -> At:
+    inputs = flux_inputs()
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        adapt(model)
+    return lambda step: {**inputs, "joint_attention_kwargs": {"scale": 1.0 if step < CHANGE else -0.5}}
+
+
 TEXT = ("encoder_hidden_states", "pooled_projections")
 CONTROLS = [other_control, control_ends, control_is_emptied, control_begins, control_made_anew]
-OTHERS = [other_text, other_pooled, written_text, adapter_off, adapter_weaker]
+OTHERS = [other_text, other_pooled, written_text, adapter_off, adapter_weaker, adapter_weaker_by_call]
 
 
 # How steps are decided, and how they are predicted
@@ -185,7 +194,9 @@ def pruned(**options: Any) -> DBPruneConfig:
 
 def planned() -> DBCacheConfig:
     rules = ("reuse", *[GapRule(1)] * 4, GapRule(2))
-    point = PlanPoint(6, {"*": BranchSchedule(MASK, rules)}, measured=Quality(40.0, 36.0, 35.0, 39.0, 41.0, 8), ideal_speedup=2)
+    point = PlanPoint(
+        6, {"*": BranchSchedule(MASK, rules)}, measured=Quality(40.0, 36.0, 35.0, 39.0, 41.0, 8), ideal_speedup=2
+    )
     return DBCacheConfig(plan=Plan(PlanScope(num_inference_steps=STEPS), (point,), chosen=6))
 
 

@@ -31,6 +31,7 @@ from cache_dit.engine.sessions.reasons import no_hit_reason
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
 from cache_dit.engine.sessions.session import CacheKey, Session
+from cache_dit.engine.state.measure import HostCopy
 from cache_dit.engine.subclass import wrap
 from cache_dit.errors import CacheDitError, ConfigError
 from cache_dit.platforms.groups import parallel_group
@@ -350,16 +351,17 @@ class TransformerState:
         monitor = session.monitors.get(branch)
         if monitor is None:
             monitor = session.monitors[branch] = ConditioningMonitor()
-            monitor.adapted(session.adapters)
+            monitor.adapted(session.adapters, given)
         if monitor.pending is not None:
-            self._look_back(session, branch, monitor)
+            _look_back(session, branch, *monitor.pending)
+            monitor.pending = None
         since: int | None = None
         if monitor.reads or monitor.seen is None or self.reader.texts is not monitor.names:
             since = monitor.text_changed(given, self.reader.texts, step)
         if (conditions or monitor.seen or monitor.seen is None) and monitor.changed(conditions):
             since = step
         adapters = session.adapters
-        if (adapters.layers or "peft_config" in adapters.home or monitor.adapters) and monitor.adapted(adapters):
+        if (adapters.layers or "peft_config" in adapters.home or monitor.adapters) and monitor.adapted(adapters, given):
             since = step
         if since is not None:
             session.since(branch, since)
@@ -376,13 +378,6 @@ class TransformerState:
         if self.observer is not None:
             forward.compute, forward.observer = "observed", self.observer
         return forward
-
-    def _look_back(self, session: Session, branch: Hashable, monitor: ConditioningMonitor) -> None:
-        """Begin a new history where what conditions the run has jumped in the step before, and nobody waited for it."""
-        step, jumps = monitor.arrived()
-        for cache in session.caches_of(branch):
-            if places := cache.jumped(jumps):
-                cache.since(step, places if len(jumps) > 1 else None)
 
     def _place(
         self, times: dict[str, float], session: Session, request: Request, step: int, timestep: float | None
@@ -521,6 +516,14 @@ class TransformerState:
         for started in chains:
             started.cache.free()
         self.explain(forward.session)
+
+
+def _look_back(session: Session, branch: Hashable, step: int, travelled: HostCopy) -> None:
+    """Begin a new history where what conditions a branch jumped in an earlier step, and nobody waited for it."""
+    jumps = travelled.arrived()
+    for cache in session.caches_of(branch):
+        if places := cache.jumped(jumps):
+            cache.since(step, places if len(jumps) > 1 else None)
 
 
 #: The coordinates of who goes by steps alone.

@@ -94,10 +94,11 @@ class BlockwiseCache(BranchCache):
 
     def _jumps(self, call: Call, action: Action, *, reads_diff: bool) -> list[float]:
         """By how much what conditions the run has jumped, where no diff is read that this can go with."""
-        assert call.look is not None
+        if call.look is None or call.jump is None:
+            return []
         if action is not Action.MEASURE or self.lags:
             return call.look() or []
-        jump = None if reads_diff or call.jump is None else call.jump()
+        jump = None if reads_diff else call.jump()
         return [] if jump is None else read_numbers([jump], call.group)
 
     @property

@@ -238,10 +238,10 @@ class ConditioningMonitor:
         self.reads = any(self._texts.values())
         return since
 
-    def adapted(self, reader: AdapterReader) -> bool:
-        """Take note of what acts of the model's adapters. Whether it is not what it was at the call before."""
-        now, before = reader.read(), self.adapters
-        if now == before:
+    def adapted(self, reader: AdapterReader, given: Mapping[str, Any]) -> bool:
+        """Take note of which adapters act in a call. Whether they are not what they were at the call before."""
+        now = reader.read(given)
+        if now == self.adapters:
             return False
         self.adapters = reader.copied(now)
         return True
@@ -257,7 +257,8 @@ class ConditioningMonitor:
             group: the process group that decides together, or None.
 
         Returns:
-            One number, or one for each sample; None where there is none, or where it travels: see ``arrived``.
+            One number, or one for each sample; None where there is none, or where it travels, and is
+            ``pending``.
         """
         jump = self.jump(tensors, samples)
         if jump is None:
@@ -268,13 +269,6 @@ class ConditioningMonitor:
         if self.pending is None or samples is not None:
             self.pending = step, copy
         return None
-
-    def arrived(self) -> tuple[int, list[float]]:
-        """The step of the jump that travelled, and what it is."""
-        assert self.pending is not None
-        step, copy = self.pending
-        self.pending = None
-        return step, copy.arrived()
 
     def jump(self, tensors: Mapping[str, torch.Tensor], samples: int | None = None) -> torch.Tensor | None:
         """By how much a tensor that is made anew at each call differs from the last computed step's, at most.

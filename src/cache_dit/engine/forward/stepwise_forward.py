@@ -18,7 +18,6 @@ from cache_dit.engine.policies.base import Action, Probe
 from cache_dit.engine.state.measure import Reading, exceeds, read_relative_l1
 from cache_dit.engine.state.snapshots import leaps
 
-
 #: What the first blocks make, so that a change of what conditions the run shows in it.
 _OF_BLOCKS = (Probe.RESIDUAL, Probe.STATE)
 

@@ -175,5 +175,6 @@ class Session:
     def free(self) -> None:
         """Drop all tensors; what is known of the steps stays for ``summary``."""
         self.monitors.clear()
+        self.adapters = None
         for cache in self.caches.values():
             cache.free()
