@@ -307,6 +307,33 @@ def test_samples_that_decide_for_themselves_each_begin_anew_for_themselves() -> 
         assert lines(model) == {"default[0]": "FFFFFCCCFCC", "default[1]": "FFFFFFCCFCC"}
 
 
+def test_a_sample_that_computes_anyway_begins_anew_beside_one_that_is_measured() -> None:
+    scales = {0: [1.0] * 5 + [0.0] * 6, 1: [1.0, 1.0, 2.0, 2.0, 2.0] + [0.0] * 6}
+    inputs = flux_inputs(batch=2)
+
+    def at(step: int) -> Given:
+        by_sample = [residuals(scales[sample][step]) for sample in scales]
+        return inputs | {
+            name: [torch.cat(pair) for pair in zip(*(one[name] for one in by_sample), strict=True)]
+            for name in by_sample[0]
+        }
+
+    model = tiny_transformer()
+    expected = run(model, at)
+    options = DBCacheConfig(
+        Fn_compute_blocks=1,
+        max_warmup_steps=1,
+        residual_diff_threshold=0.9,
+        max_continuous_cached_steps=2,
+        decision="sample",
+        num_inference_steps=STEPS,
+    )
+    cache_dit.enable_cache(model, options, PREDICTORS["taylor 1"])
+    outputs = run(model, at)
+    assert lines(model) == {"default[0]": "FCCFCFCCFCC", "default[1]": "FCFCCFCCFCC"}
+    assert [step for step in range(STEPS) if unlike(outputs[step], expected[step], by=BOUND)] == []
+
+
 # Text states
 
 
