@@ -32,6 +32,12 @@ class BlockSnapshots(Snapshots):
     input_sizes: list[float] | None = None
     had_encoder: bool = False
 
+    def since(self, step: float) -> None:
+        """Forget what was kept before a step, but for the input that the next one is compared with."""
+        kept = self.input, self.input_sizes
+        super().since(step)
+        self.input, self.input_sizes = kept
+
     def clear(self) -> None:
         """Forget everything."""
         super().clear()

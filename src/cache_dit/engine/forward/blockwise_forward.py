@@ -106,11 +106,13 @@ class BlockwiseForward(ChainForward):
         """The streams after a block if it is skipped, or None."""
         cache, position = self.cache, role.position
         block = cache.blocks.get(position)
-        if block is None or not block.hidden.times:
+        if block is None:
             return None
         if cache.lags and block.input is not None and alike(block.input, now := cache.thinned(hidden)):
             important = cache.options.extra.important_condition_threshold
             self.measured[position] = torch.stack(relative_l1_sums(block.input, now, important=important))
+        if not block.hidden.times:
+            return None
         after = None
         if self._accepts(position, block, hidden):
             after = self._predicted(block, (hidden, encoder))
