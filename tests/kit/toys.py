@@ -273,9 +273,14 @@ def denoise(
     seed: int = 0,
     batch: int = 1,
     tokens: int = TOKENS,
+    text: Tensor | None = None,
 ) -> list[Tensor]:
-    """The outputs of a small denoising loop over a toy of two streams: each step's input comes from the last output."""
+    """The outputs of a small denoising loop over a toy of two streams: each step's input comes from the last output.
+
+    The parts of one run have one ``text``: another object in its place is another text.
+    """
     hidden, encoder = stream_inputs(batch=batch, tokens=tokens, seed=seed)
+    encoder = encoder if text is None else text
     outputs = []
     for timestep in timesteps:
         output = model(hidden, encoder, None if timestep is None else torch.tensor(timestep))

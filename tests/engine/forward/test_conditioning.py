@@ -391,24 +391,28 @@ def test_a_jump_is_read_with_the_diff(policy: str, monkeypatch: pytest.MonkeyPat
             given["hidden_states"] = given["hidden_states"] + 1e-3 * step * moving
             model(**given, timestep=torch.tensor([1 - 0.01 * step]), return_dict=False)
     assert line(model) == "FFCCCFCC"
-    assert len(reads) == 6  # the diff and the jump together
+    assert len(reads) == 7  # the diff and the jump together, and in the second step of the warm-up the jump alone
 
 
-def test_a_static_mask_reads_nothing_back_and_still_sees_another_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_static_mask_looks_at_what_is_made_anew_and_reads_nothing_where_objects_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     static = {"steps_computation_mask": [1] + 7 * [0], "steps_computation_policy": "static"}
     with counted_reads(monkeypatch) as reads:
-        assert plan(lambda step: residuals(1.0 + step), **static) == "FCCCCCCC"
+        assert plan(lambda step: residuals(2.0 if step >= 4 else 1.0), **static) == "FCCCFCCC"
+        assert reads == 7 * [1]
+        reads.clear()
+        assert plan(lambda step: residuals(1.0 + step), conditioning_diff_threshold=None, **static) == "FCCCCCCC"
         hints = [residuals(1.0), residuals(1.0)]
         assert plan(lambda step: hints[step >= 4], **static) == "FCCCFCCC"
     assert not reads
 
 
-def test_no_samples_are_kept_where_nothing_is_measured() -> None:
+def test_no_samples_are_kept_where_nothing_can_be_skipped() -> None:
     model = tiny_transformer()
-    static = {"steps_computation_mask": [1] + 7 * [0], "steps_computation_policy": "static"}
     peaks = []
     for at in (lambda step: {}, lambda step: residuals(1.0)):
-        cache_dit.enable_cache(model, caching(**static))
+        cache_dit.enable_cache(model, caching(steps_computation_mask=8 * [1], steps_computation_policy="static"))
         run(model, at)
         peaks.append(cache_dit.summary(model, logging=False)[0].peak_bytes)
     assert peaks[0] == peaks[1]

@@ -459,9 +459,10 @@ def test_a_request_may_get_more_steps_while_it_runs() -> None:
     model = walked(static("FCCC", num_inference_steps=4), None)
     handle = cache_dit.session("a")
     with handle:
-        denoise(model, [1.0] * 2)
+        text = stream_inputs()[1]
+        denoise(model, [1.0] * 2, text=text)
         handle.update(num_inference_steps=6, steps_computation_mask=mask("FCCFCC"))
-        denoise(model, [1.0] * 4)
+        denoise(model, [1.0] * 4, text=text)
     assert line(model) == "FCCFCC"
     assert nbytes(model) == 0
 

@@ -21,6 +21,7 @@ from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
 from cache_dit.engine.forward.call import Call, SimilarityOverride
 from cache_dit.engine.forward.chain import Chain, IdleRole, untraced, untraced_by_caller
 from cache_dit.engine.forward.conditioning import ConditioningMonitor
+from cache_dit.engine.forward.lora import AdapterReader
 from cache_dit.engine.forward.observe import ObserverRole, observed_module
 from cache_dit.engine.forward.shards import call_key
 from cache_dit.engine.options import ChainOptions
@@ -32,6 +33,7 @@ from cache_dit.engine.sessions.reasons import NEVER_CALLED, NO_STEP, misfit, no_
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
 from cache_dit.engine.sessions.session import CacheKey, Session
+from cache_dit.engine.state.measure import HostCopy
 from cache_dit.engine.subclass import wrap
 from cache_dit.errors import CacheDitError, ConfigError
 from cache_dit.platforms.groups import parallel_group
@@ -379,6 +381,8 @@ class TransformerState:
             session.refresh(step)
         if step > 0 and not session.guidance_checked:
             self._check_guidance(session)
+        if session.adapters is None:
+            session.adapters = AdapterReader(module)
         if step == 0:
             session.group = parallel_group(module)
             session.second_cache = bool(getattr(module, "is_cache_enabled", False))
@@ -394,10 +398,26 @@ class TransformerState:
         monitor = session.monitors.get(branch)
         if monitor is None:
             monitor = session.monitors[branch] = ConditioningMonitor()
+            monitor.adapted(session.adapters, given)
+        if monitor.pending is not None:
+            _look_back(session, branch, *monitor.pending)
+            monitor.pending = None
+        since: int | None = None
+        if monitor.reads or monitor.seen is None or self.reader.texts is not monitor.names:
+            since = monitor.text_changed(given, self.reader.texts, step)
         if (conditions or monitor.seen or monitor.seen is None) and monitor.changed(conditions):
+            since = step
+        adapters = session.adapters
+        if (adapters.layers or "peft_config" in adapters.home or monitor.adapters) and monitor.adapted(adapters, given):
+            since = step
+        if since is not None:
+            session.since(branch, since)
+        if since == step:
             forward.compute = "conditioning"
         if conditions and session.options[0].cache.watches_conditioning:
             forward.jump = functools.partial(monitor.jump, conditions)
+            if since != step:
+                forward.look = functools.partial(monitor.look, conditions, step, session.group)
         if self.rules.computes is not None and self.rules.computes(given):
             forward.compute = "required"
         if session.second_cache:
@@ -500,9 +520,9 @@ class TransformerState:
         return False
 
     def _sample_conditions(self, forward: Forward, chains: list[ChainForward]) -> bool:
-        """Keep samples of what conditions a computed step, where any decision may be measured."""
+        """Keep samples of what conditions a computed step, where any step can be skipped."""
         if any(started.skipped for started in chains) or not any(
-            policy.measures for started in chains for policy in started.cache.policies().values()
+            policy.caches for started in chains for policy in started.cache.policies().values()
         ):
             return False
         partial = [set(rows) for started in chains if (rows := started.computed_samples) is not None]
@@ -546,6 +566,14 @@ class TransformerState:
         for started in chains:
             started.cache.free()
         self.explain(forward.session)
+
+
+def _look_back(session: Session, branch: Hashable, step: int, travelled: HostCopy) -> None:
+    """Begin a new history where what conditions a branch jumped in an earlier step, and nobody waited for it."""
+    jumps = travelled.arrived()
+    for cache in session.caches_of(branch):
+        if places := cache.jumped(jumps):
+            cache.since(step, places if len(jumps) > 1 else None)
 
 
 #: Tells which of several states opened a request last.

@@ -7,20 +7,21 @@ inputs stay where and as they are; ``cache_device`` and ``cache_dtype`` are for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from cache_dit.engine.forward.blockwise_forward import JUMP, BlockwiseForward
+from cache_dit.engine.forward.blockwise_forward import BlockwiseForward
 from cache_dit.engine.forward.branch_cache import BranchCache, ChainForward
 from cache_dit.engine.forward.call import Call
 from cache_dit.engine.forward.chain import ASK, WATCH, Chain, Layout, Zone
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.policies.base import Action
 from cache_dit.engine.policies.prune import PrunePolicy
-from cache_dit.engine.state.measure import PendingDiffs, exceeds, read_numbers
-from cache_dit.engine.state.snapshots import Snapshots
+from cache_dit.engine.state.measure import PendingDiffs, read_numbers
+from cache_dit.engine.state.snapshots import RECENT, Snapshots, leaps
 
 
 class BlockSnapshots(Snapshots):
@@ -30,6 +31,12 @@ class BlockSnapshots(Snapshots):
     #: mean|input|, where it was read when the input was new.
     input_sizes: list[float] | None = None
     had_encoder: bool = False
+
+    def since(self, step: float) -> None:
+        """Forget what was kept before a step, but for the input that the next one is compared with."""
+        kept = self.input, self.input_sizes
+        super().since(step)
+        self.input, self.input_sizes = kept
 
     def clear(self) -> None:
         """Forget everything."""
@@ -55,8 +62,12 @@ class BlockwiseCache(BranchCache):
         self.make = make
         self.blocks: dict[int, BlockSnapshots] = {}
         self.pending: PendingDiffs | None = None
+        #: Whether blocks have lost what was kept of them, since what conditions the run has changed.
+        self.emptied = False
         #: The blocks that the last measured step skipped.
         self.skips: frozenset[int] = frozenset()
+        #: The latest diffs of the first block that can be skipped; see ``leaps``.
+        self.recent: deque[float] = deque(maxlen=RECENT)
         self._settle(make(), layout)
 
     def _settle(self, policy: PrunePolicy, layout: Layout) -> None:
@@ -64,6 +75,7 @@ class BlockwiseCache(BranchCache):
         cache: Any = self.options.cache
         self.policy = policy
         self.layout = _without(layout, policy)
+        self.first = self.layout.zones.index(Zone.MIDDLE) if Zone.MIDDLE in self.layout.zones else -1
         self.caches, self.measures = policy.caches, policy.measures
         self.lags = policy.measures and cache.prune_decision == "previous"
         self.factor = _thinning(self.options)
@@ -78,15 +90,22 @@ class BlockwiseCache(BranchCache):
         judged = self.judged(call)
         if action is Action.SKIP and judged:
             action = Action.MEASURE
-        chosen = None
-        if action is Action.MEASURE and self.lags and not judged:
-            chosen, why = self._chosen(call.step)
+        chosen = self._chosen(call.step) if action is Action.MEASURE and self.lags and not judged else None
         known = {} if shared is None else {place: diff for place, diff in enumerate(shared) if math.isfinite(diff)}
-        if action is Action.MEASURE and known and call.jump is not None:  # no diff is read, which it could go with
-            jump = call.jump()
-            if jump is not None and self.jumps(read_numbers([jump], call.group)[0]):
-                action, why = Action.COMPUTE, "conditioning"
+        if call.look is not None and self.jumped(self._jumps(call, action, reads_diff=not (known or judged))):
+            self.since(call.step)
+        if self.emptied:
+            action, why, self.emptied = Action.COMPUTE, why or "conditioning", False
         return BlockwiseForward(self, call, action, chosen=chosen, known=known, why=why)
+
+    def _jumps(self, call: Call, action: Action, *, reads_diff: bool) -> list[float]:
+        """By how much what conditions the run has jumped, where no diff is read that this can go with."""
+        if call.look is None or call.jump is None:
+            return []
+        if action is not Action.MEASURE or self.lags:
+            return call.look() or []
+        jump = None if reads_diff else call.jump()
+        return [] if jump is None else read_numbers([jump], call.group)
 
     @property
     def waits(self) -> bool:
@@ -97,25 +116,26 @@ class BlockwiseCache(BranchCache):
         """Whether a replaced ``similarity`` decides: also where the policy alone would not measure."""
         return call.similarity is not None and self.caches and not self.policy.static
 
-    def _chosen(self, step: int) -> tuple[frozenset[int], str | None]:
-        """The blocks to skip by the diffs of the step before, and why there are none where that is known."""
+    def _chosen(self, step: int) -> frozenset[int]:
+        """The blocks to skip by the diffs of the step before."""
         if self.pending is None:
-            return frozenset(), None
+            return frozenset()
         measured_in, diffs = self.pending.arrived()
-        jump = diffs.pop(JUMP, 0.0)
         self.policy.note_diffs(measured_in, diffs)
         for position, diff in self.policy.previous_diffs.items():
             if math.isfinite(diff):
                 self.blocks[position].unread = 0
             else:
                 self.blocks[position].clear()
-        if self.jumps(jump):
-            return frozenset(), "conditioning"
-        return self.policy.decide_blocks(step), None
+        chosen = self.policy.decide_blocks(step)
+        for position, diff in self.policy.previous_diffs.items():
+            if self.leaps(position, diff) and position not in chosen:
+                self.since(measured_in)
+        return chosen
 
-    def jumps(self, jump: float) -> bool:
-        """Whether what the model is conditioned on has changed too much."""
-        return exceeds(jump, self.options.cache.conditioning_diff_threshold)
+    def leaps(self, position: int, diff: float) -> bool:
+        """Whether the diff of the first block that can be skipped leaps; those after it jump with what is skipped."""
+        return position == self.first and leaps(self.recent, diff)
 
     def block(self, position: int) -> BlockSnapshots:
         """What is kept of a block, made where it is missing."""
@@ -149,6 +169,12 @@ class BlockwiseCache(BranchCache):
         """Begin anew at a step."""
         self.free()
         self._settle(self.make(records=self.policy.records, origin=step), self.layout)
+
+    def since(self, step: int, places: Sequence[int] | None = None) -> None:
+        """Drop what is kept of blocks that did not run since a step; where there are any, the next step computes."""
+        for block in self.blocks.values():
+            self.emptied = self.emptied or (bool(block.hidden.times) and block.newest < step)
+            block.since(step)
 
     def forget(self) -> None:
         """Drop what is kept of all blocks."""

@@ -27,9 +27,6 @@ from cache_dit.engine.state.snapshots import Prediction
 #: H and E, before or after a block.
 Streams = tuple[Any, Any]
 
-#: Among the diffs of a step on their way to the next one: the place of the conditioning's jump.
-JUMP = -1
-
 
 class BlockwiseForward(ChainForward):
     """A forward in which each M block is computed or skipped by itself.
@@ -109,12 +106,14 @@ class BlockwiseForward(ChainForward):
         """The streams after a block if it is skipped, or None."""
         cache, position = self.cache, role.position
         block = cache.blocks.get(position)
-        if block is None or not block.hidden.times:
+        if block is None:
             return None
         if cache.lags and block.input is not None and alike(block.input, now := cache.thinned(hidden)):
             important = cache.options.extra.important_condition_threshold
             compare = relative_l1_means if self.call.group is None else relative_l1_sums
             self.measured[position] = compare(block.input, now, important=important)
+        if not block.hidden.times:
+            return None
         after = None
         if self._accepts(position, block, hidden):
             after = self._predicted(block, (hidden, encoder))
@@ -141,6 +140,9 @@ class BlockwiseForward(ChainForward):
             self.misfit = True
             return False
         accepted: bool = cache.policy.accept_block(position, diff)
+        if position not in self.known and cache.leaps(position, diff) and not accepted:
+            cache.since(self.call.step)
+            cache.emptied = False  # they compute in this step
         if not math.isfinite(diff):
             block.clear()  # a predictor of a higher order would go on using the step that was not finite
         return accepted and self.action is Action.MEASURE
@@ -177,8 +179,10 @@ class BlockwiseForward(ChainForward):
         block.unread = 0
         block.input_sizes, self.sizes[position] = reading.before, reading.sizes
         self.jump = None
-        if jump is not None and cache.jumps(reading.beside[-1]):
+        if jump is not None and cache.jumped(reading.beside[-1:]):
             self.action, self.why = Action.COMPUTE, "conditioning"
+            cache.since(call.step)
+            cache.emptied = False
         return reading.diffs[0]
 
     def _expected(self, position: int) -> bool:
@@ -242,12 +246,9 @@ class BlockwiseForward(ChainForward):
         return self.why or ("shape" if self.misfit and not self.skipped else None)
 
     def _sent(self) -> PendingDiffs:
-        """The step's diffs on their way, and with them the conditioning's jump since the last computed step."""
+        """The step's diffs on their way."""
         blocks = self.cache.blocks
         health = {place: blocks[place].health for place in self.measured if place in blocks}  # what it predicts from
-        jump = None if self.jump is None or not self.skips else self.jump()
-        if jump is not None:
-            self.measured[JUMP] = jump, torch.ones_like(jump)
         return PendingDiffs(self.call.step, self.measured, self.call.group, health=health)
 
 

@@ -6,7 +6,7 @@ cached step (flags and fixed parts); whatever changes from step to step is decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from cache_dit.engine.forward.call import Call
 from cache_dit.engine.forward.chain import BlockRole, Chain, Layout
 from cache_dit.engine.options import ChainOptions
-from cache_dit.engine.state.measure import read_back
+from cache_dit.engine.state.measure import exceeds, read_back
 from cache_dit.engine.state.snapshots import Snapshots
 
 
@@ -89,6 +89,20 @@ class BranchCache:
         """The part of a probe that is compared."""
         factor = self.options.extra.downsample_factor
         return probe[..., ::factor].contiguous() if factor > 1 and isinstance(probe, torch.Tensor) else probe
+
+    def since(self, step: int, places: Sequence[int] | None = None) -> None:
+        """What conditions the run became another at a step: drop what was kept before it.
+
+        Args:
+            step: the step.
+            places: the samples for which it did; None: all. A batch that is decided as a whole is one.
+        """
+        raise NotImplementedError
+
+    def jumped(self, jumps: Sequence[float]) -> list[int]:
+        """The places at which what conditions the run has changed too much."""
+        limit = self.options.cache.conditioning_diff_threshold
+        return [place for place, jump in enumerate(jumps) if exceeds(jump, limit)]
 
     def forget(self) -> None:
         """Drop what predictions are made from: the next step computes."""

@@ -30,6 +30,8 @@ class Call:
     #: Measures by how much a conditioning tensor differs from the last computed step's, at most, or of each sample
     #: where their number is given; gives None where none can. None: nobody asks.
     jump: Callable[..., torch.Tensor | None] | None = None
+    #: The same where nothing else of the step is read: numbers, or None where there are none, or none yet.
+    look: Callable[..., list[float] | None] | None = None
     #: What decides instead of a measurement, or None.
     similarity: SimilarityOverride | None = None
     #: Told of every computed step; None: nobody asks.

@@ -1,9 +1,13 @@
-"""Noticing that what conditions a run changed in the middle of it: a control image, a hint, a ControlNet's residuals.
+"""Noticing that what conditions a run changed in the middle of it: a control image, a ControlNet's residuals, a text.
 
 No tensor is compared in full. A tensor that is the same object, unwritten, is the same. One that had been the same
 object from call to call and is another one now has changed. One that is made anew at each step, as a ControlNet's
 residuals are, changes a little all the time: of such a tensor a sample of a few thousand values is compared with that
-of the last computed step, by the same host read that decides the step, and only where a step is measured at all.
+of the last computed step. Where the step is measured, the read that decides it brings that number too. Elsewhere it is
+looked at at once where the tensor lies on the host; on an accelerator it travels while the step computes, and is
+looked at when the next one begins. Text states that are made anew at each call are not looked at.
+
+A change begins a new history: nothing that was kept before it predicts anything after it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from typing import Any
 
 import torch
 
+from cache_dit.engine.forward.lora import AdapterReader
 from cache_dit.engine.state.history import alike
+from cache_dit.engine.state.measure import HostCopy, averaged
 
 #: How many values of a tensor are compared at most.
 SAMPLE = 4096
@@ -34,6 +40,7 @@ _CONDITIONS = _words("control controlnet image images img cond condition conditi
 _CLEAN = _words("latents clean")  # what the model is shown beside its noisy latent
 _TEXTS = _words("text txt prompt caption cap pooled encoder llama3 t5")
 _TEXT_NAMES = _words("context attention_mask")
+_MASKS = _words("mask masks")
 
 
 def conditions_of(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -66,6 +73,15 @@ def is_condition(name: str) -> bool:
     if words & (_CONDITIONS | _CLEAN):
         return True
     return not (words & _TEXTS or name in _TEXT_NAMES or "hidden_states" in name)
+
+
+@functools.cache
+def is_text(name: str) -> bool:
+    """Whether an argument of this name holds text states, pooled ones, or a mask."""
+    words = _words(name.replace("_", " "))
+    if is_condition(name) or _of_the_step(name) or words & _LATENTS:
+        return False
+    return bool(words & (_TEXTS | _MASKS)) or name in _TEXT_NAMES
 
 
 @functools.cache
@@ -115,12 +131,70 @@ class _Seen:
         return self.stays > 0 and self.version is not None
 
 
+class _Text:
+    """A text state, in whatever lists and dicts, as the latest call showed it: the very tensors, and what was written.
+
+    Args:
+        given: what the call held; None where it held nothing.
+    """
+
+    __slots__ = ("moved", "parts", "stays", "versions")
+
+    def __init__(self, given: Any) -> None:
+        self.take(_tensors(given))
+        #: How many calls in a row it has been the same, and the call at which it became another without having stayed.
+        self.stays = 0
+        self.moved: int | None = None
+
+    def take(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.parts = [weakref.ref(tensor) for tensor in tensors]
+        self.versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+
+    def changes(self, given: Any, step: int) -> int | None:
+        """Take note of what stands in its place now.
+
+        Returns:
+            The step at which it became what it is, if that is news; −1 where it is made anew at each call.
+        """
+        tensors = (given,) if isinstance(given, torch.Tensor) else _tensors(given)
+        same = len(tensors) == len(self.parts)
+        if same:
+            for tensor, part, version in zip(tensors, self.parts, self.versions, strict=True):
+                if part() is not tensor or version != (None if tensor.is_inference() else tensor._version):
+                    same = False
+                    break
+        if same:
+            self.stays += 1
+            since, self.moved = self.moved, None
+            return since  # it stays: so that was a change
+        self.take(tensors)
+        stayed, self.stays = self.stays, 0
+        if stayed:
+            return step
+        if self.moved is not None:
+            return _ANEW
+        self.moved = step
+        return None
+
+
+_ANEW = -1
+
+
 class ConditioningMonitor:
-    """The conditioning tensors of one branch of a request, as its calls have shown them."""
+    """What conditions one branch of a request, as its calls have shown it."""
 
     def __init__(self) -> None:
         #: By place, what the calls have shown; None before the first.
         self.seen: dict[str, _Seen] | None = None
+        #: Whether there are text states to look at: some that are not made anew at each call.
+        self.reads = False
+        #: What acts of the model's adapters; see ``AdapterReader``.
+        self.adapters: list[Any] = []
+        #: The step in which a jump was measured that travels to the host.
+        self.pending: tuple[int, HostCopy] | None = None
+        self._texts: dict[str, _Text | None] | None = None  # by name; None: it is made anew at each call
+        #: The names of the text states of its latest call.
+        self.names: Sequence[str] = ()
         self._samples: dict[str, torch.Tensor] = {}  # of this call
 
     def changed(self, tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -131,6 +205,70 @@ class ConditioningMonitor:
             return any([before[path].changes(tensor) for path, tensor in tensors.items()])
         self.seen = {path: _Seen(tensor) for path, tensor in tensors.items()}
         return before is not None
+
+    def text_changed(self, given: Mapping[str, Any], names: Sequence[str], step: int) -> int | None:
+        """Take note of a call's text states.
+
+        Args:
+            given: the call's arguments.
+            names: the names of those that hold text states; the same object where they are the same.
+            step: the call's step.
+
+        Returns:
+            The step at which they became what they are, if that is news. That is the call before this one where one
+            that was another there than at the very first call turns out to stay.
+        """
+        if self._texts is None:
+            self._texts, self.names = {name: _Text(given[name]) for name in names}, names
+            self.reads = bool(names)
+            return None
+        if names is not self.names:
+            self.names = names
+            for name in names:
+                if name not in self._texts:  # it was left out until now
+                    self._texts[name] = absent = _Text(None)
+                    absent.stays = 1
+        since: int | None = None
+        for name, text in self._texts.items():
+            if text is not None and (step_of := text.changes(given.get(name), step)) is not None:
+                if step_of == _ANEW:
+                    self._texts[name] = None
+                elif since is None or step_of > since:
+                    since = step_of
+        self.reads = any(self._texts.values())
+        return since
+
+    def adapted(self, reader: AdapterReader, given: Mapping[str, Any]) -> bool:
+        """Take note of which adapters act in a call. Whether they are not what they were at the call before."""
+        now = reader.read(given)
+        if now == self.adapters:
+            return False
+        self.adapters = reader.copied(now)
+        return True
+
+    def look(
+        self, tensors: Mapping[str, torch.Tensor], step: int, group: Any, samples: int | None = None
+    ) -> list[float] | None:
+        """The jump of a step in which nothing else is read: at once where it lies on the host, else one step late.
+
+        Args:
+            tensors, samples: see ``jump``.
+            step: the step.
+            group: the process group that decides together, or None.
+
+        Returns:
+            One number, or one for each sample; None where there is none, or where it travels, and is
+            ``pending``.
+        """
+        jump = self.jump(tensors, samples)
+        if jump is None:
+            return None
+        copy = HostCopy(averaged(jump.reshape(-1), group))
+        if copy.at_hand:
+            return copy.arrived()
+        if self.pending is None or samples is not None:
+            self.pending = step, copy
+        return None
 
     def jump(self, tensors: Mapping[str, torch.Tensor], samples: int | None = None) -> torch.Tensor | None:
         """By how much a tensor that is made anew at each call differs from the last computed step's, at most.
@@ -187,6 +325,11 @@ class ConditioningMonitor:
     def nbytes(self) -> int:
         """Bytes of the samples."""
         return sum(0 if seen.sample is None else seen.sample.nbytes for seen in (self.seen or {}).values())
+
+
+def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors of an argument, however deep they lie."""
+    return tuple(tensor for _, tensor in _leaves("", value))
 
 
 def _version(tensor: torch.Tensor) -> int | None:

@@ -195,9 +195,12 @@ class SamplewiseForward(StepwiseForward):
             self.misbatched = True
         if hidden is not None and not self.misbatched:
             cache.learn(self)
+            jumped = () if self.reading is None else cache.jumped(self.reading.beside)
             for place in computed:
                 kept = None if encoder is None else _row(encoder, place)
                 snapshots = cache.samples[place].snapshots
+                if place in jumped:  # also of one that was not asked
+                    snapshots.since(self.call.step)
                 cache.grew = snapshots.keep(self.call.times, _row(hidden, place), kept) or cache.grew
         elif self.misbatched or (self.begun and self.keeps):
             cache.refused = "not_batch_first" if self.misbatched else "shape_changes_inside"

@@ -6,7 +6,8 @@ The decision is made for the batch as a whole, or for each of its samples (``sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from cache_dit.engine.forward.stepwise_forward import StepwiseForward
 from cache_dit.engine.options import ChainOptions
 from cache_dit.engine.policies.base import Action, Probe, StepPolicy
 from cache_dit.engine.state.measure import EasyCacheProbe, Reading, read_numbers
-from cache_dit.engine.state.snapshots import Snapshots
+from cache_dit.engine.state.snapshots import RECENT, Snapshots
 
 
 class Sample:
@@ -27,6 +28,8 @@ class Sample:
     def __init__(self, options: ChainOptions, policy: StepPolicy) -> None:
         self.policy = policy
         self.snapshots = Snapshots(options, watch=policy.measures, predictor=policy.predictor)
+        #: The first block's latest diffs; see ``leaps``.
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
 
 class Parts(NamedTuple):
@@ -106,10 +109,14 @@ class StepwiseCache(BranchCache):
             forward.reasons.append(compute)
         if (shared is not None or self.easycache is not None) and Action.MEASURE in forward.actions:
             self._answer_now(forward, shared)
+        if call.look is not None and forward.reading is None and Action.MEASURE not in forward.actions:
+            jumps = call.look(call.batch if self.apart else None)
+            if jumps is not None and (places := self.jumped(jumps)):
+                self.since(call.step, places)
         for place, sample in enumerate(self.samples):
             if forward.actions[place] is not Action.COMPUTE:
                 if not sample.snapshots.hidden.times:
-                    forward.actions[place], forward.reasons[place] = Action.COMPUTE, "no_snapshot"
+                    forward.actions[place], forward.reasons[place] = Action.COMPUTE, sample.snapshots.missing
                 elif sample.snapshots.travels and not self.traced:  # traced: fetched already
                     sample.snapshots.prefetch()
         if Action.MEASURE in forward.actions:
@@ -239,6 +246,12 @@ class StepwiseCache(BranchCache):
         for sample in self.samples:
             sample.policy = self.make(records=sample.policy.records, origin=step)
         self._settle(self.samples[0].policy if self.samples else self.make(origin=step))
+
+    def since(self, step: int, places: Sequence[int] | None = None) -> None:
+        """Drop the snapshots of before a step."""
+        for place, sample in enumerate(self.samples):
+            if places is None or place in places or not self.apart:
+                sample.snapshots.since(step)
 
     def forget(self) -> None:
         """Drop the snapshots."""

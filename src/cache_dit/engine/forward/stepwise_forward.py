@@ -16,7 +16,10 @@ from cache_dit.engine.forward.call import SimilarityOverride
 from cache_dit.engine.forward.chain import BlockRole, untraced
 from cache_dit.engine.policies.base import Action, Probe
 from cache_dit.engine.state.measure import Reading, exceeds, read_relative_l1
-from cache_dit.engine.state.snapshots import Snapshots
+from cache_dit.engine.state.snapshots import Snapshots, leaps
+
+#: What the first blocks make, so that a change of what conditions the run shows in it.
+_OF_BLOCKS = (Probe.RESIDUAL, Probe.STATE)
 
 
 class StepwiseForward(ChainForward):
@@ -242,6 +245,8 @@ class StepwiseForward(ChainForward):
             return
         accepted = sample.policy.accept(diffs[place])
         if own:
+            if self.watches in _OF_BLOCKS and leaps(sample.recent, diffs[place]) and not accepted:
+                sample.snapshots.since(self.call.step)
             if math.isfinite(diffs[place]):
                 sample.snapshots.unread = 0
             else:
@@ -250,6 +255,7 @@ class StepwiseForward(ChainForward):
             limit = self.cache.options.cache.conditioning_diff_threshold
             if exceeds(self.reading.beside[place], limit):
                 accepted, self.reasons[place] = False, "conditioning"
+                sample.snapshots.since(self.call.step)
         self.actions[place] = Action.SKIP if accepted else Action.COMPUTE
 
     def _ask(self, similarity: SimilarityOverride, probe: Any) -> None:

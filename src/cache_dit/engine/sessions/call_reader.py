@@ -10,7 +10,7 @@ import torch
 
 from cache_dit.engine.adapters.pattern import argument_names
 from cache_dit.engine.adapters.rules import CallRules
-from cache_dit.engine.forward.conditioning import conditions_of, is_condition
+from cache_dit.engine.forward.conditioning import conditions_of, is_condition, is_text
 from cache_dit.engine.state.measure import read_back
 
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
@@ -33,8 +33,9 @@ class CallReader:
         self._latent = next((name for name in (*_LATENT_NAMES, *self._names[:1]) if name in self._names), "")
         self._timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), "")
         self._own_timestep = rules.timestep
-        self._given_names: tuple[str, ...] = ()
-        self._conditioning: list[str] = []
+        self._kinds: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}  # by the names of a call's arguments
+        #: The arguments of the latest call that hold text states.
+        self.texts: list[str] = []
         #: The arguments that may make another branch, each with its default, as it would be said.
         self.branching = {
             name: repr(parameters[name].default) if name in parameters else None for name in rules.branch_arguments
@@ -57,13 +58,14 @@ class CallReader:
     def conditions(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors that condition the run, by their place."""
         names = tuple(given)
-        if names != self._given_names:
-            self._given_names = names
-            self._conditioning = [name for name in names if name != self._latent and is_condition(name)]
-        for name in self._conditioning:
+        if names not in self._kinds:
+            others = [name for name in names if name != self._latent]
+            self._kinds[names] = list(filter(is_condition, others)), list(filter(is_text, others))
+        conditioning, self.texts = self._kinds[names]
+        for name in conditioning:
             value = given[name]
             if isinstance(value, torch.Tensor) or (isinstance(value, (list, tuple, dict)) and value):
-                return conditions_of(given, self._conditioning)
+                return conditions_of(given, conditioning)
         return {}
 
     def variant(self, given: Mapping[str, Any]) -> tuple[str, ...]:

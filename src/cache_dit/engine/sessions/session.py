@@ -69,6 +69,7 @@ class Session:
         self.known: dict[bool, Any] = {}  # what plans can know of the model, without its weights' digest and with it
         self.guidance_checked = False  # whether the branches are known to be those of the plan
         self.differences: list[str] = []  # from the call that the plan was made with
+        self.adapters: Any = None  # reads which adapters act in the model
         self.group: Any = None  # the process group that decides together
         self.second_cache = False  # whether a cache of diffusers is on the transformer as well
         self.index = 0  # of the scheduler's step
@@ -112,6 +113,15 @@ class Session:
             self._first_timestep = timestep
         passed = timestep - self._first_timestep
         return passed if self.clock.direction > 0 else -passed
+
+    def caches_of(self, branch: Hashable) -> list[BranchCache]:
+        """The caches of a branch."""
+        return [cache for (name, _, _), cache in self.caches.items() if name == branch]
+
+    def since(self, branch: Hashable, step: int) -> None:
+        """What conditions a branch became another at a step: nothing that was kept before it is used any more."""
+        for cache in self.caches_of(branch):
+            cache.since(step)
 
     @property
     def length(self) -> int | None:
@@ -174,5 +184,6 @@ class Session:
     def free(self) -> None:
         """Drop all tensors; what is known of the steps stays for ``summary``."""
         self.monitors.clear()
+        self.adapters = None
         for cache in self.caches.values():
             cache.free()

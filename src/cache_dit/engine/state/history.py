@@ -171,6 +171,11 @@ class History:
             self._products += _lower_rows(self._fetched(self._tensors), scales, range(known, count))
         return [[self._products[max(i, j)][min(i, j)] for j in range(count)] for i in range(count)]
 
+    def keep_newest(self) -> None:
+        """Forget all snapshots but the newest."""
+        del self.times[:-1], self._tensors[:-1], self._scales[:-1]
+        self._products.clear()
+
     def clear(self) -> None:
         """Forget everything, and free it."""
         self.times.clear()

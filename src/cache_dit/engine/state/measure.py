@@ -41,11 +41,15 @@ def exceeds(distance: float, threshold: float | None) -> bool:
 
 def read_numbers(numbers: Sequence[torch.Tensor], group: Any = None) -> list[float]:
     """Single numbers by one host read; with a group, their means over its ranks, so that all see the same."""
-    packed = torch.stack([number.reshape(()).to(numbers[0]) for number in numbers])
-    if group is not None:
-        torch.distributed.all_reduce(packed, group=group)
-        packed = packed / torch.distributed.get_world_size(group)
-    return read_back(packed)
+    return read_back(averaged(torch.stack([number.reshape(()).to(numbers[0]) for number in numbers]), group))
+
+
+def averaged(numbers: torch.Tensor, group: Any) -> torch.Tensor:
+    """Numbers as their means over a group's ranks, so that all see the same; None: as they are."""
+    if group is None:
+        return numbers
+    torch.distributed.all_reduce(numbers, group=group)
+    return numbers / torch.distributed.get_world_size(group)
 
 
 def relative_l1(previous: Any, current: Any, group: Any = None, *, health: Sequence[torch.Tensor] = ()) -> float | None:
@@ -200,6 +204,31 @@ def relative_l1_means(
     return (before - now).abs().mean(), before.abs().mean()
 
 
+class HostCopy:
+    """Numbers of a device on their way to the host: sent without waiting, there when the next step begins.
+
+    Args:
+        numbers: a tensor of one dimension.
+    """
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        #: Whether nobody has to wait for them.
+        self.at_hand = numbers.device.type == "cpu"
+        self._numbers = numbers
+        self._event: Any = None
+        if numbers.is_cuda:
+            on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers = on_host.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def arrived(self) -> list[float]:
+        """The numbers; waits for them where they are not there yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return read_back(self._numbers)
+
+
 class PendingDiffs:
     """Diffs of a step on their way to the host: sent without waiting when it ends, there when the next one begins.
 
@@ -230,19 +259,11 @@ class PendingDiffs:
             torch.distributed.all_reduce(packed, group=group)
         end = 2 * len(self.blocks)
         ratios = packed[:end:2] / packed[1:end:2]
-        self._numbers = torch.cat([ratios, packed[end:]]) if self._watched else ratios
-        self._event: Any = None
-        if packed.is_cuda:
-            on_host = torch.empty(self._numbers.shape, dtype=packed.dtype, pin_memory=True)
-            self._numbers = on_host.copy_(self._numbers, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._numbers = HostCopy(torch.cat([ratios, packed[end:]]) if self._watched else ratios)
 
     def arrived(self) -> tuple[int, dict[int, float]]:
         """The step, and its diffs by block; waits for them where they are not there yet."""
-        if self._event is not None:
-            self._event.synchronize()
-        numbers, count = read_back(self._numbers), len(self.blocks)
+        numbers, count = self._numbers.arrived(), len(self.blocks)
         diffs = dict(zip(self.blocks, numbers[:count], strict=True))
         for block, number in zip(self._watched, numbers[count:], strict=True):
             if not math.isfinite(number):
