@@ -161,11 +161,40 @@ def test_one_class_is_made_per_class() -> None:
     assert type(first.blocks[0]) is cached_class
 
 
-def test_the_default_configuration_is_that_of_dbcache() -> None:
-    model = Toy("0", (12,))
+def test_who_names_nothing_gets_the_default_preset() -> None:
+    model = Toy("0", (1,))
     cache_dit.enable_cache(model.adapter())
+    assert options_of(model).cache.policy == "easycache"
+    named = cache_dit.preset(model.adapter())
+    assert options_of(model).cache == named["cache_config"]
+    assert options_of(model).calibrator == named["calibrator_config"] == TaylorSeerCalibratorConfig(damping=0.5)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"cache_config": DBCacheConfig()},
+        {"calibrator_config": TaylorSeerCalibratorConfig()},
+        {"params_modifiers": [ParamsModifier(cache_config=DBCacheConfig().reset(max_warmup_steps=8))]},
+        {"adapter": {"params_modifiers": [ParamsModifier(calibrator_config=TaylorSeerCalibratorConfig())]}},
+    ],
+    ids=lambda named: next(iter(named)),
+)
+def test_who_names_anything_gets_the_numbers_of_dbcache(named: dict[str, Any]) -> None:
+    model = Toy("0", (12,))
+    cache_dit.enable_cache(model.adapter(**named.pop("adapter", {})), **named)
     assert options_of(model).cache == DBCacheConfig()
-    assert options_of(model).calibrator is None
+    assert (options_of(model).calibrator is None) == ("cache_config" in named or "params_modifiers" in named)
+
+
+@pytest.mark.parametrize(
+    "flat", [{"residual_diff_threshold": 0.1}, {"enable_taylorseer": True}], ids=lambda flat: next(iter(flat))
+)
+def test_who_names_a_flat_option_gets_the_numbers_of_dbcache(flat: dict[str, Any]) -> None:
+    model = Toy("0", (12,))
+    with pytest.deprecated_call():
+        cache_dit.enable_cache(model.adapter(), **flat)
+    assert options_of(model).cache == DBCacheConfig(residual_diff_threshold=flat.get("residual_diff_threshold", 0.08))
 
 
 def test_the_given_configuration_stays_the_users_own() -> None:

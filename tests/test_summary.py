@@ -535,6 +535,52 @@ def test_a_run_with_a_hit_says_nothing(caplog: pytest.LogCaptureFixture) -> None
     assert not caplog.records
 
 
+HARDLY = {"max_warmup_steps": 6, "num_inference_steps": 8}
+
+
+def test_a_run_that_was_hardly_faster_is_told_once_with_what_to_change(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="cache_dit"):
+        model = Toy("0", (5,))
+        cache_dit.enable_cache(model.adapter(), dynamic(Fn_compute_blocks=3, **HARDLY))
+        for _ in range(2):
+            denoise(model, loop(8))
+        cache_dit.disable_cache(model)
+    assert stats_of(model).ideal_speedup == 1.0  # taken off: nothing to tell
+    assert [one.message for one in caplog.records] == [
+        "cache_dit: the ideal speed-up was 1.11: max_warmup_steps=6 computed 6 of 8 steps: pass a smaller one. "
+        "3 of 5 blocks run in cached steps too: pass a smaller Fn_compute_blocks."
+    ]
+
+
+def test_another_reason_for_a_run_that_was_hardly_faster_is_told_too(caplog: pytest.LogCaptureFixture) -> None:
+    model = Toy("0", (5,))
+    with caplog.at_level(logging.WARNING, logger="cache_dit"):
+        cache_dit.enable_cache(model.adapter(), dynamic(**HARDLY, max_cached_steps=1))
+        denoise(model, loop(8))
+        cache_dit.refresh_context(model, max_warmup_steps=2)
+        denoise(model, loop(8))
+        cache_dit.disable_cache(model)
+    assert ["max_warmup_steps=6" in one.message for one in caplog.records] == [True, False]
+    assert all("max_cached_steps=1 computed" in one.message for one in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [(dynamic(max_warmup_steps=2), 8), (dynamic(max_warmup_steps=6, num_inference_steps=20), 7), (static("FFFFFFC"), 7)],
+    ids=["faster", "given up", "as the mask says"],
+)
+def test_nothing_is_said_of_a_run_that_was_faster_was_given_up_or_did_what_a_mask_says(
+    config: DBCacheConfig, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="cache_dit"):
+        model = Toy("0", (5,))
+        cache_dit.enable_cache(model.adapter(), config)
+        denoise(model, loop(steps))
+        assert "C" in stats_of(model).steps_line["default"]
+        cache_dit.disable_cache(model)
+    assert not caplog.records
+
+
 def test_a_hit_in_one_branch_is_a_hit() -> None:
     model = Toy("0")
     cache_dit.enable_cache(model.adapter(has_separate_cfg=True), dynamic())

@@ -57,8 +57,9 @@ def enable_cache(
     Args:
         pipe_or_adapter: a diffusers pipeline, modular or not, a ``BlockAdapter``, or a transformer; of a PEFT model
             its base is cached.
-        cache_config: when to compute; ``DBCacheConfig()`` when None, with Fn such that blocks are left to skip. A
-            ``Plan``, or the path of one, is ``DBCacheConfig(plan=…)``.
+        cache_config: when to compute. A ``Plan``, or the path of one, is ``DBCacheConfig(plan=…)``. Where no option at
+            all is given, this and ``calibrator_config`` are those of ``cache_dit.preset(pipe)``; where only others are,
+            it is ``DBCacheConfig()``, with Fn such that blocks are left to skip.
         calibrator_config: how skipped steps are predicted; by reuse of the last computed step when None.
         params_modifiers: options that differ from these, one per chain of blocks, in order.
         parallelism_config: parallelism is not in this version: None, or a ``ParallelismConfig`` that spreads nothing.
@@ -87,8 +88,14 @@ def enable_cache(
         cache_config = DBCacheConfig(plan=cache_config)
     check_classes(cache_config, calibrator_config)
     adapter = _described(pipe_or_adapter)
-    if cache_config is None:
-        cache_config = _default(adapter)
+    modifiers = params_modifiers if adapter.params_modifiers is None else adapter.params_modifiers
+    if cache_config is None and calibrator_config is None and modifiers is None and not options:
+        from cache_dit.models.presets import COMMON
+
+        chosen = COMMON["default"].arguments(1)
+        cache_config, calibrator_config = chosen["cache_config"], chosen["calibrator_config"]
+    elif cache_config is None:
+        cache_config = _reference(adapter)
     if options:
         cache_config = overlay(cache_config, options)
     if cache_config.cache_type is CacheType.NONE:
@@ -98,8 +105,8 @@ def enable_cache(
     return pipe_or_adapter
 
 
-def _default(adapter: BlockAdapter) -> DBCacheConfig:
-    """The configuration of who asks for none: the default one, with fewer F blocks where a chain has not as many."""
+def _reference(adapter: BlockAdapter) -> DBCacheConfig:
+    """What single options are laid over: the reference's numbers, with fewer F blocks where a chain has not as many."""
     config = DBCacheConfig()
     most = min(spec.most_front for target in adapter.targets() for spec in target.chains)
     if most < config.Fn_compute_blocks:

@@ -65,6 +65,7 @@ def test_defaults_are_those_that_the_documentation_promises() -> None:
         "cache_dtype": None,
         "force_refresh_step_hint": None,
         "force_refresh_step_policy": "once",
+        "compute_last_step": False,
         "conditioning_diff_threshold": 0.25,
         "extra_cache_config": None,
         "max_sessions": 64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import cache_dit
@@ -13,8 +14,9 @@ from cache_dit.caching.block_adapters import flux2_adapter, wan_adapter
 from cache_dit.engine.subclass import state_of
 from cache_dit.models import Preset
 from cache_dit.models.record import records
-from tests.kit.claims import blocks_of, run
-from tests.kit.tiny_models import TINY, tiny
+from tests.kit.claims import blocks_of, call, run
+from tests.kit.tiny_flux import generate, tiny_pipeline
+from tests.kit.tiny_models import TINY, inputs, tiny
 from tests.kit.toys import counted, lines
 
 ALL = [(record, name) for record in records() for name in record.all_presets()]
@@ -26,17 +28,54 @@ def tags(transformer: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_default_of_every_model_is_a_block_in_front_and_at_most_three_cached_steps_in_a_row(name: str) -> None:
+def test_the_default_of_every_model_is_what_enable_cache_does_where_nothing_is_named(name: str) -> None:
     model = tiny(name)
     cache_dit.enable_cache(model, **cache_dit.preset(model))
-    assert set(tags(model)) == {"DBCache_F1B0_W8I1M0MC3_R0.24"}
+    named = state_of(model).options
+    cache_dit.enable_cache(model)
+    assert state_of(model).options == named
+    assert set(tags(model)) == {"DBCache_easycache_F0B0_W6I1M0MC3_R0.05"}
+
+
+# Whose latent is made of the numbers of tokens, or whose loop steps through time and space at one timestep.
+WITHOUT_A_MOVING_LATENT = ("UVit2DModel", "Transformer2DModel")
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in WITHOUT_A_MOVING_LATENT])
+def test_the_default_measures_every_family_caches_what_barely_changes_and_computes_the_last_step(name: str) -> None:
+    model = cache_dit.enable_cache(tiny(name))
+    latent = state_of(model).reader.latent_name
+    with torch.no_grad(), cache_dit.session("a", num_inference_steps=10):
+        for step in range(10):
+            given = inputs(name, timestep=0.9)
+            value, scale = given[latent], 1 - 1e-3 * step
+            given[latent] = value * scale if isinstance(value, torch.Tensor) else [one * scale for one in value]
+            call(model, given)
+    for line in lines(model).values():
+        assert line[:6] == "FFFFFF" and "C" in line and line[-1] == "F"
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_the_default_leaves_runs_of_few_steps_alone(steps: int) -> None:
+    pipe = cache_dit.enable_cache(tiny_pipeline())
+    generate(pipe, steps=steps)
+    stats = cache_dit.summary(pipe, logging=False)[0]
+    assert stats.cached_steps == []
+    assert stats.reason is not None and "shorter than its warm-up of 6 steps" in stats.reason
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_model_has_the_numbers_of_the_references_server_too(name: str) -> None:
+    model = tiny(name)
+    cache_dit.enable_cache(model, **cache_dit.preset(model, "serving"))
+    assert set(tags(model)) <= {"DBCache_F1B0_W8I1M0MC3_R0.24"}
 
 
 def test_the_two_transformers_of_wan_2_2_have_options_of_their_own() -> None:
     noisy, clean = tiny("WanTransformer3DModel"), tiny("WanTransformer3DModel")
     pipe = type("WanPipeline", (), {"transformer": noisy, "transformer_2": clean})()
     adapter = wan_adapter(pipe)
-    cache_dit.enable_cache(adapter, **cache_dit.preset(adapter))
+    cache_dit.enable_cache(adapter, **cache_dit.preset(adapter, "serving"))
     assert tags(noisy) == ["DBCache_F1B0_W4I1M8MC3_R0.24"]
     assert tags(clean) == ["DBCache_F1B0_W2I1M20MC3_R0.24"]
 
@@ -44,7 +83,7 @@ def test_the_two_transformers_of_wan_2_2_have_options_of_their_own() -> None:
 def test_the_second_chain_of_flux_2_has_three_times_the_threshold_where_there_is_one() -> None:
     model = tiny("Flux2Transformer2DModel")
     split = flux2_adapter(model, merge=False)
-    cache_dit.enable_cache(split, **cache_dit.preset(split))
+    cache_dit.enable_cache(split, **cache_dit.preset(split, "serving"))
     assert tags(model) == ["DBCache_F1B0_W8I1M0MC3_R0.24", "DBCache_F1B0_W8I1M0MC3_R0.72"]
 
 
@@ -75,7 +114,7 @@ def test_every_preset_says_what_it_is_for_and_where_its_numbers_come_from(record
 def test_what_a_preset_gives_may_be_changed() -> None:
     model = tiny("WanTransformer3DModel")
     cache_dit.preset(model)["cache_config"].update(max_warmup_steps=1)
-    assert cache_dit.preset(model)["cache_config"].max_warmup_steps == 8
+    assert cache_dit.preset(model)["cache_config"].max_warmup_steps == 6
 
 
 def test_a_presets_calibrator_predicts() -> None:
@@ -89,11 +128,12 @@ def test_a_model_that_a_user_describes_has_the_default() -> None:
     model = nn.Module()
     model.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
     adapter = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=ForwardPattern.Pattern_3)
-    assert cache_dit.preset(adapter)["cache_config"].residual_diff_threshold == 0.24
+    assert cache_dit.preset(adapter)["cache_config"].residual_diff_threshold == 0.05
+    assert cache_dit.preset(adapter, "serving")["cache_config"].residual_diff_threshold == 0.24
 
 
 def test_an_unknown_name_gets_those_that_the_model_has() -> None:
-    with pytest.raises(ConfigError, match=r"a preset of QwenImage.*: 'default' or 'lightning_4' or 'lightning_8'"):
+    with pytest.raises(ConfigError, match=r"a preset of QwenImage.*: 'default' or 'serving' or 'lightning_4' or 'lightning_8'"):
         cache_dit.preset(tiny("QwenImageTransformer2DModel"), "turbo")
 
 

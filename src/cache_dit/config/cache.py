@@ -56,6 +56,7 @@ DECIDED_BY_PLAN = (
     "policy",
     "policy_calibration",
     "decision",
+    "compute_last_step",
     "force_refresh_step_hint",
 )
 _VALUE_OF_ALIAS = {alias: value for value, aliases in _ALIASES.items() for alias in aliases}
@@ -236,6 +237,8 @@ class BasicCacheConfig(SparseConfig):
         force_refresh_step_hint: after how many steps of a request, at least 1, what is kept is dropped and the warm-up
             begins anew, e.g. the steps of the first of two sampling stages. None: never.
         force_refresh_step_policy: `"once"`: after that many steps; `"repeat"`: after every so many.
+        compute_last_step: whether the last step of a request is computed whatever its diff, where its number of steps is
+            known; a static mask says so itself.
         conditioning_diff_threshold: how much (relL1) a conditioning tensor that the pipeline makes anew at each step
             may change since the last computed step before the step is computed; at least 0. None (in an override or
             in `update`, where None means "not given": `math.inf`): it is not looked at.
@@ -272,6 +275,7 @@ class BasicCacheConfig(SparseConfig):
     cache_dtype: str | None = field(default=None, kw_only=True)
     force_refresh_step_hint: int | None = field(default=None, kw_only=True)
     force_refresh_step_policy: str = field(default="once", kw_only=True)
+    compute_last_step: bool = field(default=False, kw_only=True)
     conditioning_diff_threshold: float | None = field(default=0.25, kw_only=True)
     extra_cache_config: ExtraCacheConfig | None = field(default=None, kw_only=True)
     max_sessions: int = field(default=64, kw_only=True)
@@ -300,6 +304,7 @@ class BasicCacheConfig(SparseConfig):
         "cache_dtype": partial(check_choice, choices=_DTYPES),
         "force_refresh_step_hint": partial(check_integer, minimum=1),
         "force_refresh_step_policy": partial(check_choice, choices=("once", "repeat")),
+        "compute_last_step": check_flag,
         "conditioning_diff_threshold": partial(check_number, minimum=0),
         "extra_cache_config": _check_extra,
         "max_sessions": partial(check_integer, minimum=1),

@@ -8,7 +8,7 @@ from typing import Any
 from cache_dit.config.base import bad_value
 from cache_dit.engine.adapters.block_adapter import BlockAdapter
 from cache_dit.errors import UnsupportedModelError
-from cache_dit.models.presets import DEFAULT
+from cache_dit.models.presets import COMMON
 from cache_dit.models.record import adapter_of, known_families, record_of, records
 from cache_dit.models.unsupported import refusal_of
 
@@ -68,7 +68,7 @@ def preset(pipe_or_adapter: Any, name: str = "default") -> dict[str, Any]:
 
     Args:
         pipe_or_adapter: a pipeline, a transformer or a ``BlockAdapter``.
-        name: ``"default"``, which every model has, or one of its own: ``cache_dit.models.table()`` lists them.
+        name: ``"default"``, which is what ``enable_cache(pipe)`` does, ``"serving"``, or one of the model's own: ``cache_dit.models.table()`` lists them.
 
     Returns:
         ``cache_config``, ``calibrator_config`` and ``params_modifiers``. They are new, and may be changed.
@@ -87,7 +87,7 @@ def preset(pipe_or_adapter: Any, name: str = "default") -> dict[str, Any]:
     targets = adapter.targets()
     transformer = targets[0].transformer
     record = record_of(transformer)
-    presets = {"default": DEFAULT} if record is None else record.all_presets()
+    presets = dict(COMMON) if record is None else record.all_presets()
     if name not in presets:
         raise bad_value("name", name, f"a preset of {type(transformer).__name__}: {' or '.join(map(repr, presets))}")
     return presets[name].arguments(sum(len(target.chains) for target in targets))

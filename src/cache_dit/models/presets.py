@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache_dit.config.cache import DBCacheConfig
-from cache_dit.config.calibrator import CalibratorConfig
+from cache_dit.config.calibrator import CalibratorConfig, TaylorSeerCalibratorConfig
 from cache_dit.config.modifier import ParamsModifier
 
-#: What a preset's own options are laid over.
+#: What a preset's own options are laid over: the defaults of the reference's server.
 _COMMON: dict[str, Any] = {
     "Fn_compute_blocks": 1,
     "Bn_compute_blocks": 0,
@@ -28,7 +28,7 @@ class Preset:
     Args:
         purpose: what they are for.
         source: where the numbers come from.
-        options: fields of ``DBCacheConfig``. What is not given is as in ``default``: Fn 1, Bn 0, threshold 0.24, 8
+        options: fields of ``DBCacheConfig``. What is not given is as in ``serving``: Fn 1, Bn 0, threshold 0.24, 8
             steps of warm-up, at most 3 cached steps in a row.
         chains: what differs for each chain of blocks, in order. It counts where a model has as many chains.
         calibrator: how skipped steps are predicted; None: by reuse.
@@ -59,4 +59,19 @@ class Preset:
 #: Where most of the presets are from.
 SERVING = "the defaults of the reference's server and examples"
 
-DEFAULT = Preset(purpose="about 20 steps and more", source=SERVING)
+#: Presets that every model has, by name; the first is what is chosen where nothing is named.
+COMMON: dict[str, Preset] = {
+    "default": Preset(
+        purpose="any model that nobody tuned for; runs of fewer than 8 steps are left alone",
+        source="EasyCache's budget (arXiv 2507.02860), checked on the demo model",
+        options={
+            "policy": "easycache",
+            "Fn_compute_blocks": 0,
+            "residual_diff_threshold": 0.05,
+            "max_warmup_steps": 6,
+            "compute_last_step": True,
+        },
+        calibrator=TaylorSeerCalibratorConfig(damping=0.5),
+    ),
+    "serving": Preset(purpose="about 20 steps and more", source=SERVING),
+}

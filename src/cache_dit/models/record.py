@@ -15,7 +15,7 @@ from cache_dit.engine.adapters.rules import CallRules
 from cache_dit.engine.subclass import base_of
 from cache_dit.envs import ENV
 from cache_dit.errors import ConfigError
-from cache_dit.models.presets import DEFAULT, Preset
+from cache_dit.models.presets import COMMON, Preset
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ModelRecord:
         rules: which calls must compute, or are no step.
         split_variable: a variable of `cache_dit.envs` that, set to 0, makes each block list a chain of its own.
         aliases: what the class names of further pipelines with its transformers begin with.
-        presets: options that suit its checkpoints, by name; ``default`` is there where it has none of its own.
+        presets: options that suit its checkpoints, by name, beside those that every model has.
         package: where its classes are from.
     """
 
@@ -100,8 +100,8 @@ class ModelRecord:
         )
 
     def all_presets(self) -> dict[str, Preset]:
-        """Its presets by name, and first of all ``default``."""
-        return {"default": DEFAULT, **self.presets}
+        """Its presets by name, and first of all those that every model has."""
+        return {**COMMON, **self.presets}
 
     def _lists(self, transformer: torch.nn.Module) -> list[tuple[Blocks, list[torch.nn.Module]]]:
         """The block lists that a transformer really has, with their blocks."""

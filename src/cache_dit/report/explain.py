@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 from cache_dit.api import cached_transformers
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.engine.policies.base import StepRecord
-from cache_dit.engine.policies.reasons import step_reason
+from cache_dit.engine.policies.reasons import held_back, step_reason
 from cache_dit.engine.sessions.reasons import misfit
 from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.summary import CacheStats, chain_stats, settings
-
-#: Of reason codes that an option makes: the option, and what to pass for it.
-_OPTIONS = {
-    "threshold": ("residual_diff_threshold", "a larger one"),
-    "max_cached": ("max_cached_steps", "a larger one"),
-    "max_continuous": ("max_continuous_cached_steps", "a larger one"),
-    "accumulated": ("max_accumulated_residual_diff_threshold", "a larger one"),
-    "mask": ("steps_computation_mask", "one with more zeros"),
-}
-#: Codes that every run has, or that are as asked for.
-_EXPECTED = {*_OPTIONS, "first", "warmup", "plan", "hit"}
-
 
 def explain(pipe_or_adapter: Any, logging: bool = True) -> str:
     """What the cache was asked in the latest request, what it did step by step and why, and what would be faster.
@@ -101,31 +89,10 @@ def _faster(stats: CacheStats, config: BasicCacheConfig, blocks: int) -> list[st
     records = [record for found in stats.step_records.values() for record in found]
     if not records:
         return ["let the cache take part: see above."]
-    if hints := [stats.reason] if stats.reason else list(_held_back(records, config, blocks)):
+    if hints := [stats.reason] if stats.reason else list(held_back(records, config, blocks).values()):
         return hints
     if config.plan is not None:
         return ["the plan decides: select a point with fewer full steps."]
     if config.is_static:
         return ["the mask decides: pass one with more zeros, or let cache_dit.plan look for one."]
     return ["no option held it back: cache_dit.plan looks for a schedule at a quality that you name."]
-
-
-def _held_back(records: Sequence[StepRecord], config: BasicCacheConfig, blocks: int) -> Iterator[str]:
-    """A line for each thing that made steps, or blocks of cached steps, run."""
-    computed = {record.why: [one for one in records if one.computed and one.why == record.why] for record in records}
-    for why, found in computed.items():
-        made = f"computed {len(found)} of {len(records)} steps"
-        if why in _OPTIONS and found and not config.is_static:
-            diffs = [record.diff for record in found if why == "threshold" and record.diff is not None]
-            at = f", their diffs begin at {min(diffs):.3g}" if diffs else ""
-            option, then = _OPTIONS[why]
-            yield f"{option}={getattr(config, option)} {made}{at}: pass {then}."
-        elif why not in _EXPECTED and found:
-            yield f"{len(found)} of {len(records)} steps were computed: {step_reason(found[0], config)}."
-    warm = sum(len(computed.get(why, ())) for why in ("first", "warmup"))
-    if config.max_warmup_steps > 1 and warm > len(records) / 4:
-        yield f"max_warmup_steps={config.max_warmup_steps} computed {warm} of {len(records)} steps: pass a smaller one."
-    always = config.Fn_compute_blocks + config.Bn_compute_blocks
-    if always > max(1, blocks / 4):
-        names = "Fn_compute_blocks or Bn_compute_blocks" if config.Bn_compute_blocks else "Fn_compute_blocks"
-        yield f"{always} of {blocks} blocks run in cached steps too: pass a smaller {names}."

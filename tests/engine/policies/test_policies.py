@@ -41,6 +41,8 @@ from tests.kit.policy_runs import DIFFS, LOW, OPTIONS, POLICIES, asked_for, line
         (4, {"max_warmup_steps": 0, "max_continuous_cached_steps": 0}, "FFFF"),
         (4, {"max_warmup_steps": 0, "max_cached_steps": 0}, "FFFF"),
         (4, {"max_warmup_steps": 0, "residual_diff_threshold": 0}, "FFFF"),
+        (6, {"max_warmup_steps": 2, "compute_last_step": True, "num_inference_steps": 6}, "FFCCCF"),
+        (6, {"max_warmup_steps": 2, "compute_last_step": True}, "FFCCCC"),
     ],
 )
 def test_traces(steps: int, options: dict[str, Any], expected: str) -> None:

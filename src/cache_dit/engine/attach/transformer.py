@@ -29,7 +29,7 @@ from cache_dit.engine.plans.scope import PlanScope, branch_name
 from cache_dit.engine.policies.plan import departure
 from cache_dit.engine.sessions.call_reader import CallReader, needs_grad, shallow, sigma_of
 from cache_dit.engine.sessions.opening import cache_class, check_plan, layout_now, policy_maker, scope_of
-from cache_dit.engine.sessions.reasons import NEVER_CALLED, NO_STEP, misfit, no_hit
+from cache_dit.engine.sessions.reasons import NEVER_CALLED, NO_STEP, misfit, no_hit, slow
 from cache_dit.engine.sessions.request import ENTERED, Request
 from cache_dit.engine.sessions.router import CallKey, Router
 from cache_dit.engine.sessions.session import CacheKey, Session
@@ -299,7 +299,7 @@ class TransformerState:
             cache.renew(one, layout, makers[name, index])
 
     def explain(self, session: Session) -> None:
-        """One line of log that says why, when a request had the cache on and nothing was skipped, unless it was said.
+        """One line of log where a request had the cache on and little or nothing was skipped: why, unless it was said.
 
         Nothing is said of a threshold of 0, which asks for that.
         """
@@ -312,6 +312,9 @@ class TransformerState:
             self.say(reason.code, "cache_dit: the cache was on and no step was cached: %s", reason.text)
         elif left is not None:
             self.say(left, "cache_dit: %s", left)
+        elif reason is None and (hardly := slow(session)) is not None:
+            session.explained = True
+            self.say(hardly[0], "cache_dit: %s", hardly[1])
 
     def _say_misfit(self, session: Session, options: ChainOptions) -> None:
         if (unfit := misfit(session, options.cache)) is not None:

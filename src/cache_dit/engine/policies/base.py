@@ -43,7 +43,7 @@ class StepRecord(NamedTuple):
         step: the step's index in its request, from 0.
         computed: whether all middle blocks ran.
         diff: the diff that the step was decided by, or None if nothing was measured.
-        why: a short reason code. Computed: `off`, `first`, `warmup`, `mask`, `max_cached`, `max_continuous`,
+        why: a short reason code. Computed: `off`, `first`, `warmup`, `mask`, `last`, `max_cached`, `max_continuous`,
             `accumulated`, `threshold`, `nonfinite`, `uncalibrated`, `plan`, or what the engine gave, e.g.
             `shape`. Cached: `mask` (a static mask), `hit`, or `plan`.
         pruned: of a step that is decided block by block, how many of its blocks did not run.
@@ -96,6 +96,7 @@ class StepRules:
         self.static = config.is_static
         # Whether a request is worth caching is judged once, on the whole of it.
         self.off = not self.static and origin == 0 and steps is not None and steps < warmup + 2
+        self._last_step = None if steps is None or not config.compute_last_step else steps - 1
         self._warmup = range(0, warmup, config.warmup_interval)
         self._mask = None if mask is None else tuple(mask)
         self._all_computed = mask is not None and 0 not in mask
@@ -136,6 +137,8 @@ class StepRules:
             return "mask"
         if self.static:
             return None
+        if step == self._last_step:
+            return "last"
         if self._cached >= self._max_cached:
             return "max_cached"
         if self._continuous >= self._max_continuous:

@@ -41,6 +41,7 @@ _STEPS = {
     "warmup": "warm-up",
     "plan": "as planned",
     "mask": "as the mask says",
+    "last": "the last step",
     "hit": "the diff is below the threshold",
     "threshold": "the diff is not below the threshold",
     "accumulated": "the diffs since the last computed step add up to too much",
@@ -147,3 +148,45 @@ def _sentences(config: BasicCacheConfig, steps: int, count: int, smallest: float
         "no_snapshot": f"Nothing was kept to predict {count} of {steps} steps from.",
         "not_measured": f"The diff could not be measured in {count} of {steps} steps.",
     }
+
+
+#: Of reason codes that an option makes: the option, and what to pass for it.
+_OPTIONS = {
+    "threshold": ("residual_diff_threshold", "a larger one"),
+    "max_cached": ("max_cached_steps", "a larger one"),
+    "max_continuous": ("max_continuous_cached_steps", "a larger one"),
+    "accumulated": ("max_accumulated_residual_diff_threshold", "a larger one"),
+    "mask": ("steps_computation_mask", "one with more zeros"),
+}
+#: Codes that every run has, or that are as asked for.
+_EXPECTED = {*_OPTIONS, "first", "warmup", "plan", "last", "hit"}
+
+
+def held_back(records: Sequence[StepRecord], config: BasicCacheConfig, blocks: int) -> dict[str, str]:
+    """What made steps, or blocks of cached steps, run: by a code, a sentence that says what to pass instead.
+
+    Args:
+        records: what happened to the steps of all branches.
+        config: the options that their policies had.
+        blocks: the number of blocks of the chain.
+    """
+    hints: dict[str, str] = {}
+    computed = {record.why: [one for one in records if one.computed and one.why == record.why] for record in records}
+    for why, found in computed.items():
+        made = f"computed {len(found)} of {len(records)} steps"
+        if why in _OPTIONS and found and not config.is_static:
+            diffs = [record.diff for record in found if why == "threshold" and record.diff is not None]
+            at = f", their diffs begin at {min(diffs):.3g}" if diffs else ""
+            option, then = _OPTIONS[why]
+            hints[why] = f"{option}={getattr(config, option)} {made}{at}: pass {then}."
+        elif why not in _EXPECTED and found:
+            hints[why] = f"{len(found)} of {len(records)} steps were computed: {step_reason(found[0], config)}."
+    warm = sum(len(computed.get(why, ())) for why in ("first", "warmup"))
+    if config.max_warmup_steps > 1 and warm > len(records) / 4:
+        made = f"computed {warm} of {len(records)} steps"
+        hints["warmup"] = f"max_warmup_steps={config.max_warmup_steps} {made}: pass a smaller one."
+    always = config.Fn_compute_blocks + config.Bn_compute_blocks
+    if always > max(1, blocks / 4):
+        names = "Fn_compute_blocks or Bn_compute_blocks" if config.Bn_compute_blocks else "Fn_compute_blocks"
+        hints["always"] = f"{always} of {blocks} blocks run in cached steps too: pass a smaller {names}."
+    return hints

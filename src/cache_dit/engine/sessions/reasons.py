@@ -9,7 +9,7 @@ from cache_dit.config.base import as_number
 from cache_dit.config.cache import BasicCacheConfig
 from cache_dit.config.masks import PresetMask
 from cache_dit.engine.forward.branch_cache import BranchCache
-from cache_dit.engine.policies.reasons import no_hit_code, refusal, why_no_hit
+from cache_dit.engine.policies.reasons import held_back, no_hit_code, refusal, why_no_hit
 from cache_dit.engine.sessions.opening import fitted
 from cache_dit.engine.sessions.session import Session
 
@@ -21,6 +21,10 @@ NEVER_CALLED = (
 
 NO_STEP = "The transformer was called only in a way that is no step of a run, such as to take up a reference."
 """The same, where all calls were such as its record lets pass."""
+
+
+_WORTHWHILE = 1.2
+"""A request whose ideal speed-up is less is told in the log."""
 
 
 class NoHit(NamedTuple):
@@ -54,6 +58,28 @@ def no_hit(session: Session, caches: Iterable[BranchCache]) -> NoHit | None:
         if code is not None and text is not None:
             found.append(NoHit(code, text, asked=policy.threshold <= 0 and not policy.static))
     return min(found, key=lambda one: one.asked, default=None)
+
+
+def slow(session: Session) -> tuple[tuple[str, ...], str] | None:
+    """Why a request that has made all its steps was hardly faster: codes, and sentences with its ideal speed-up.
+
+    None: it was faster, it was given up between two steps, or masks and plans asked for that.
+    """
+    if all(options.cache.is_static for options in session.options):
+        return None
+    caches = list(session.caches.items())
+    executed, possible = (sum(getattr(cache, of) for _, cache in caches) for of in ("executed", "possible"))
+    steps = session.num_inference_steps
+    if possible >= _WORTHWHILE * executed or (steps is not None and session.clock.step < steps - 1):
+        return None
+    hints: dict[str, str] = {}
+    for index, options in enumerate(session.options):
+        own = [cache for (_, _, chain), cache in caches if chain == index]
+        records = [record for cache in own for policy in cache.policies().values() for record in policy.records]
+        blocks = len(own[0].chain.blocks) if own else 0
+        hints |= held_back(records, options.cache, blocks)
+    told = " ".join(hints.values())
+    return tuple(hints), f"the ideal speed-up was {possible / executed:.2f}: {told}"
 
 
 def misfit(session: Session, config: BasicCacheConfig) -> str | None:

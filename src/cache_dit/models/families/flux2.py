@@ -17,7 +17,7 @@ FLUX2 = register_model(
         # The step that fills the reference tokens' key-value cache must run every block.
         rules=CallRules(computes=lambda call: call.get("kv_cache_mode") == "extract"),
         presets={
-            "default": Preset(
+            "serving": Preset(
                 purpose="about 20 steps and more; the second chain, where the lists are two, has 3 × the threshold",
                 source=SERVING,
                 # Both lists are one chain here, whose one decision the first double-stream block makes: there is no

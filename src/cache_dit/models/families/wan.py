@@ -13,7 +13,7 @@ WAN = register_model(
         components=("transformer", "transformer_2"),
         aliases=("LucyEdit",),
         presets={
-            "default": Preset(
+            "serving": Preset(
                 purpose="about 20 steps and more; for both transformers of Wan 2.2, or one of 2.1",
                 source=SERVING,
                 chains=(
