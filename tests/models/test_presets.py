@@ -47,8 +47,8 @@ def test_the_default_measures_every_family_caches_what_barely_changes_and_comput
     latent = state_of(model).reader.latent_name
     with torch.no_grad(), cache_dit.session("a", num_inference_steps=10):
         for step in range(10):
-            given = inputs(name, timestep=0.9)
-            value, scale = given[latent], 1 - 1e-3 * step
+            given = inputs(name, timestep=0.9 - 1e-5 * step)
+            value, scale = given[latent], 1 - 1e-4 * step
             given[latent] = value * scale if isinstance(value, torch.Tensor) else [one * scale for one in value]
             call(model, given)
     for line in lines(model).values():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cache_dit.models.catalog import table
-from cache_dit.models.presets import DEFAULT
+from cache_dit.models.presets import COMMON
 from cache_dit.models.record import records
 from cache_dit.models.unsupported import UNSUPPORTED
 
@@ -30,13 +30,13 @@ _PRESETS = """\
 
 ## Presets
 
-Options that suit a model, to begin with:
+Options to begin with, by name:
 
 ```python
-cache_dit.enable_cache(pipe, **cache_dit.preset(pipe))
+cache_dit.enable_cache(pipe, **cache_dit.preset(pipe, "serving"))
 ```
 
-Every model has `default`; some have others, by name. What a preset does not say is as in `default`.
+Every model has `default`, which is also what `enable_cache(pipe)` and `preset(pipe)` choose ([what it does](choose.md#where-nothing-is-named)), and `serving`; some have others. What a preset does not say is as in `serving`.
 """
 
 _REFUSED = """\
@@ -71,7 +71,7 @@ def _families() -> str:
 
 
 def _presets() -> str:
-    named = [("every other", "default", DEFAULT)]
+    named = [("every model" if name == "default" else "every other", name, preset) for name, preset in COMMON.items()]
     named += [(f"`{record.name}`", name, preset) for record in records() for name, preset in record.presets.items()]
     rows = []
     for family, name, preset in named:
@@ -81,6 +81,8 @@ def _presets() -> str:
         for number, given in enumerate(own, start=1):
             if given:
                 options += f"; chain {number}: " + _code(f"{option}={value}" for option, value in given.items())
+        if preset.calibrator is not None:
+            options += f"; `{preset.calibrator}`"
         rows.append((family, f"`{name}`", preset.purpose, options, preset.source))
     return _markdown(("family", "preset", "for", "options", "source"), rows)
 
