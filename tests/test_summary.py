@@ -566,7 +566,11 @@ def test_another_reason_for_a_run_that_was_hardly_faster_is_told_too(caplog: pyt
 
 @pytest.mark.parametrize(
     ("config", "steps"),
-    [(dynamic(max_warmup_steps=2), 8), (dynamic(max_warmup_steps=6, num_inference_steps=20), 7), (static("FFFFFFC"), 7)],
+    [
+        (dynamic(max_warmup_steps=2), 8),
+        (dynamic(max_warmup_steps=6, num_inference_steps=20), 7),
+        (static("FFFFFFC"), 7),
+    ],
     ids=["faster", "given up", "as the mask says"],
 )
 def test_nothing_is_said_of_a_run_that_was_faster_was_given_up_or_did_what_a_mask_says(

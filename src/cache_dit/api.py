@@ -88,14 +88,12 @@ def enable_cache(
         cache_config = DBCacheConfig(plan=cache_config)
     check_classes(cache_config, calibrator_config)
     adapter = _described(pipe_or_adapter)
-    modifiers = params_modifiers if adapter.params_modifiers is None else adapter.params_modifiers
-    if cache_config is None and calibrator_config is None and modifiers is None and not options:
-        from cache_dit.models.presets import COMMON
-
-        chosen = COMMON["default"].arguments(1)
-        cache_config, calibrator_config = chosen["cache_config"], chosen["calibrator_config"]
-    elif cache_config is None:
-        cache_config = _reference(adapter)
+    if cache_config is None:
+        modified = params_modifiers is not None or adapter.params_modifiers is not None
+        if options or modified or calibrator_config is not None:
+            cache_config = _reference(adapter)
+        else:
+            cache_config, calibrator_config = _default()
     if options:
         cache_config = overlay(cache_config, options)
     if cache_config.cache_type is CacheType.NONE:
@@ -103,6 +101,14 @@ def enable_cache(
         return pipe_or_adapter
     _enable(adapter, cache_config, calibrator_config, params_modifiers)
     return pipe_or_adapter
+
+
+def _default() -> tuple[BasicCacheConfig, CalibratorConfig]:
+    """What is chosen where nothing is named."""
+    from cache_dit.models.presets import COMMON
+
+    chosen = COMMON["default"].arguments(1)
+    return chosen["cache_config"], chosen["calibrator_config"]
 
 
 def _reference(adapter: BlockAdapter) -> DBCacheConfig:

@@ -80,7 +80,7 @@ def test_the_table_is_data_with_one_row_per_record() -> None:
         "chains": [0],
         "separate_cfg": True,
         "cache": True,
-        "presets": ["default"],
+        "presets": ["default", "serving"],
     }
 
 

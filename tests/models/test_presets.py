@@ -133,7 +133,9 @@ def test_a_model_that_a_user_describes_has_the_default() -> None:
 
 
 def test_an_unknown_name_gets_those_that_the_model_has() -> None:
-    with pytest.raises(ConfigError, match=r"a preset of QwenImage.*: 'default' or 'serving' or 'lightning_4' or 'lightning_8'"):
+    with pytest.raises(
+        ConfigError, match=r"a preset of QwenImage.*: 'default' or 'serving' or 'lightning_4' or 'lightning_8'"
+    ):
         cache_dit.preset(tiny("QwenImageTransformer2DModel"), "turbo")
 
 

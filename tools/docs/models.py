@@ -36,7 +36,9 @@ Options to begin with, by name:
 cache_dit.enable_cache(pipe, **cache_dit.preset(pipe, "serving"))
 ```
 
-Every model has `default`, which is also what `enable_cache(pipe)` and `preset(pipe)` choose ([what it does](choose.md#where-nothing-is-named)), and `serving`; some have others. What a preset does not say is as in `serving`.
+Every model has `default`, which is also what `enable_cache(pipe)` and `preset(pipe)` choose
+([what it does](choose.md#where-nothing-is-named)), and `serving`; some have others. What a preset does not say is as in
+`serving`.
 """
 
 _REFUSED = """\

@@ -237,8 +237,8 @@ class BasicCacheConfig(SparseConfig):
         force_refresh_step_hint: after how many steps of a request, at least 1, what is kept is dropped and the warm-up
             begins anew, e.g. the steps of the first of two sampling stages. None: never.
         force_refresh_step_policy: `"once"`: after that many steps; `"repeat"`: after every so many.
-        compute_last_step: whether the last step of a request is computed whatever its diff, where its number of steps is
-            known; a static mask says so itself.
+        compute_last_step: whether the last step of a request is computed whatever its diff, where the number of its
+            steps is known; a static mask says so itself.
         conditioning_diff_threshold: how much (relL1) a conditioning tensor that the pipeline makes anew at each step
             may change since the last computed step before the step is computed; at least 0. None (in an override or
             in `update`, where None means "not given": `math.inf`): it is not looked at.

@@ -68,7 +68,8 @@ def preset(pipe_or_adapter: Any, name: str = "default") -> dict[str, Any]:
 
     Args:
         pipe_or_adapter: a pipeline, a transformer or a ``BlockAdapter``.
-        name: ``"default"``, which is what ``enable_cache(pipe)`` does, ``"serving"``, or one of the model's own: ``cache_dit.models.table()`` lists them.
+        name: ``"default"``, which is what ``enable_cache(pipe)`` does; ``"serving"``, the defaults of the reference's
+            server; or one of the model's own: ``cache_dit.models.table()`` lists them.
 
     Returns:
         ``cache_config``, ``calibrator_config`` and ``params_modifiers``. They are new, and may be changed.

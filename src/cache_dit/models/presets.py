@@ -63,7 +63,7 @@ SERVING = "the defaults of the reference's server and examples"
 COMMON: dict[str, Preset] = {
     "default": Preset(
         purpose="any model that nobody tuned for; runs of fewer than 8 steps are left alone",
-        source="EasyCache's budget (arXiv 2507.02860), checked on the demo model",
+        source="EasyCache's rule (arXiv 2507.02860), its numbers chosen on 8 captions of the demo model",
         options={
             "policy": "easycache",
             "Fn_compute_blocks": 0,

@@ -16,6 +16,7 @@ from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.subclass import state_of
 from cache_dit.summary import CacheStats, chain_stats, settings
 
+
 def explain(pipe_or_adapter: Any, logging: bool = True) -> str:
     """What the cache was asked in the latest request, what it did step by step and why, and what would be faster.
 
