@@ -69,6 +69,7 @@ def test_pipeline_transformer_and_adapter_tell_the_same() -> None:
         ({"max_cached_steps": 3}, "max_cached_steps=3 computed 4 of 9 steps"),
         ({"steps_computation_mask": [1, 1, 0, 1, 0, 1, 0, 1, 1]}, "pass one with more zeros"),
         ({"Fn_compute_blocks": 4}, "4 of 6 blocks run in cached steps too"),
+        ({"policy": "easycache", "residual_diff_threshold": 0.5}, "of 9 steps: pass a larger one"),
     ],
 )
 def test_what_held_the_cache_back_is_told_with_what_to_pass(options: dict[str, Any], hint: str) -> None:
@@ -123,3 +124,11 @@ def test_blocks_are_told_as_pruned_and_each_transformer_for_itself() -> None:
     generate_video(video)
     told = cache_dit.explain(video, logging=False)
     assert told.count("WanTransformer3DModel") == 2 and "happened, uncond" in told
+
+
+def test_a_policy_that_adds_up_is_not_told_as_one_that_compares_a_step() -> None:
+    pipe = cache_dit.enable_cache(tiny_pipeline(), dynamic(policy="easycache", residual_diff_threshold=0.5))
+    generate(pipe, steps=9)
+    told = cache_dit.explain(pipe, logging=False)
+    assert "adds up to less than the threshold" in told and "would add up to the threshold" in told
+    assert "the diff is" not in told and "their diffs begin" not in told

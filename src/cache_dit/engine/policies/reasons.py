@@ -58,11 +58,20 @@ _STEPS = {
 }
 """The codes of a step's reason, and what each says of one step."""
 
+_ADDING = ("teacache", "magcache", "easycache")
+_STEPS_ADDED = {
+    "hit": "what was skipped since the last computed step adds up to less than the threshold",
+    "threshold": "what was skipped since the last computed step would add up to the threshold",
+}
+"""Of these, what the policies say that add up what skipped steps cost."""
+
 
 def step_reason(record: StepRecord, config: BasicCacheConfig) -> str:
     """Why one step was computed or cached, in a few words; a policy's own code, which is not known here, as it is."""
     if record.why == "hit" and record.diff is None and not record.block_diffs:
         return "nothing is measured, and no limit is reached"
+    if config.policy in _ADDING and record.why in _STEPS_ADDED:
+        return _STEPS_ADDED[record.why]
     return _STEPS.get(record.why) or refusal(record.why, config) or record.why
 
 
@@ -78,7 +87,7 @@ def no_hit_code(records: Sequence[StepRecord]) -> str | None:
     seen = Counter(record.why for record in records)
     if ruled_out := next((code for code in _REFUSALS if code in seen), None):
         return ruled_out
-    reasons = [(why, count) for why, count in seen.most_common() if why not in ("first", "warmup")]
+    reasons = [(why, count) for why, count in seen.most_common() if why not in ("first", "warmup", "last")]
     return reasons[0][0] if reasons else "warmup"
 
 
@@ -175,7 +184,8 @@ def held_back(records: Sequence[StepRecord], config: BasicCacheConfig, blocks: i
     for why, found in computed.items():
         made = f"computed {len(found)} of {len(records)} steps"
         if why in _OPTIONS and found and not config.is_static:
-            diffs = [record.diff for record in found if why == "threshold" and record.diff is not None]
+            compared = why == "threshold" and config.policy not in _ADDING
+            diffs = [record.diff for record in found if compared and record.diff is not None]
             at = f", their diffs begin at {min(diffs):.3g}" if diffs else ""
             option, then = _OPTIONS[why]
             hints[why] = f"{option}={getattr(config, option)} {made}{at}: pass {then}."
