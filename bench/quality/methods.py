@@ -140,6 +140,7 @@ def peers_options(setting: Parameters, steps: int) -> Parameters:
     given: Parameters = {"Fn_compute_blocks": 1, "enable_separate_cfg": True}
     if "full" in setting:  # the warm-up would otherwise be as long as the default of eight
         given |= {**static(even_mask(steps, **setting), 1), "max_warmup_steps": setting["warmup"]}
+        del given["num_inference_steps"]  # a peer's pipeline knows it
     elif "mask_policy" in setting:
         given |= {"mask": {"mask_policy": setting.pop("mask_policy")}, **setting}
     else:

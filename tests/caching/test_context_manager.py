@@ -115,11 +115,12 @@ def test_decisions_go_through_a_replaced_similarity():
 def test_a_similarity_replaced_on_the_class_or_between_two_steps_decides(monkeypatch: pytest.MonkeyPatch):
     toy = Toy()
     cache_dit.enable_cache(toy.adapter(), dynamic(residual_diff_threshold=1e-9))
-    denoise(toy, loop(6)[:2])
+    text = stream_inputs()[1]
+    denoise(toy, loop(6)[:2], text=text)
     monkeypatch.setattr(CachedContextManager, "similarity", always)
-    denoise(toy, loop(6)[2:4])
+    denoise(toy, loop(6)[2:4], text=text)
     toy._context_manager.similarity = lambda t1, t2, **options: False
-    denoise(toy, loop(6)[4:])
+    denoise(toy, loop(6)[4:], text=text)
     assert toy._context_manager.get_cached_steps() == [2, 3]
 
 

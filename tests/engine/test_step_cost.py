@@ -138,7 +138,7 @@ def test_a_cached_step_of_a_mask_that_extrapolates_and_computes_no_block() -> No
     )
 
 
-@pytest.mark.parametrize(("decision", "called", "most"), [("block", 205, 50), ("previous", 218, 51)])
+@pytest.mark.parametrize(("decision", "called", "most"), [("block", 211, 50), ("previous", 224, 52)])
 def test_a_step_of_dbprune_that_prunes_nothing(decision: str, called: int, most: int) -> None:
     model = flux()
     config = DBPruneConfig(
