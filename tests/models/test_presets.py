@@ -44,7 +44,7 @@ WITHOUT_A_MOVING_LATENT = ("UVit2DModel", "Transformer2DModel")
 @pytest.mark.parametrize("name", [name for name in TINY if name not in WITHOUT_A_MOVING_LATENT])
 def test_the_default_measures_every_family_caches_what_barely_changes_and_computes_the_last_step(name: str) -> None:
     model = cache_dit.enable_cache(tiny(name))
-    latent = state_of(model).reader.latent_name
+    latent = state_of(model).reader._latent
     with torch.no_grad(), cache_dit.session("a", num_inference_steps=10):
         for step in range(10):
             given = inputs(name, timestep=0.9 - 1e-5 * step)

@@ -314,7 +314,7 @@ class TransformerState:
             self.say(left, "cache_dit: %s", left)
         elif reason is None and (hardly := slow(session)) is not None:
             session.explained = True
-            self.say(hardly[0], "cache_dit: %s", hardly[1])
+            self.say(f"slow: {hardly[0]}", "cache_dit: %s", hardly[1])
 
     def _say_misfit(self, session: Session, options: ChainOptions) -> None:
         if (unfit := misfit(session, options.cache)) is not None:
