@@ -61,7 +61,7 @@ def no_hit(session: Session, caches: Iterable[BranchCache]) -> NoHit | None:
 
 
 def slow(session: Session) -> tuple[str, str] | None:
-    """Why a request that has made all its steps was hardly faster: a code, and sentences with its ideal speed-up.
+    """Why a request that has made all its steps was hardly faster: codes, and sentences with its ideal speed-up.
 
     None: it was faster, it was given up between two steps, or masks and plans asked for that.
     """
@@ -79,7 +79,7 @@ def slow(session: Session) -> tuple[str, str] | None:
         blocks = len(own[0].chain.blocks) if own else 0
         hints |= held_back(records, options.cache, blocks)
     told = " ".join(hints.values())
-    return next(iter(hints), "slow"), f"the ideal speed-up was {possible / executed:.2f}: {told}"
+    return ", ".join(hints), f"the ideal speed-up was {possible / executed:.2f}: {told}"
 
 
 def misfit(session: Session, config: BasicCacheConfig) -> str | None:
