@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from cache_dit import (
 )
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import same
+from tests.kit.threads import in_threads
 from tests.kit.toys import dynamic
 from tests.kit.walks import Walk, Walked, nbytes, walked
 
@@ -245,11 +245,7 @@ def test_requests_of_every_kind_in_threads_give_what_each_gives_alone(rounds: in
         except Exception as error:  # noqa: BLE001 -- told by the main thread
             wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 4)
     assert not wrong
     assert not state_of(model).sessions
     assert nbytes(model) == 0

@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 import cache_dit
 from tests.interplay.test_copies import is_plain
 from tests.kit.equality import close, same
+from tests.kit.threads import in_threads
 from tests.kit.tiny_flux import generate, static_config, tiny_pipeline, tiny_transformer
 
 STEPS = 8
@@ -323,11 +324,7 @@ def test_threads_on_one_compiled_transformer_give_what_each_gives_alone(how: str
 
     run(transformer)
     graphs = counter.frame_count
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, count)
     assert counter.frame_count == graphs
     assert all(same(outputs[number], alone(number)) for number in range(count))
     assert how == "repeated blocks" or graphs == 2

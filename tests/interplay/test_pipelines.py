@@ -25,6 +25,7 @@ from diffusers import (
 import cache_dit
 from tests.interplay.test_copies import is_plain
 from tests.kit.equality import close, same
+from tests.kit.threads import in_threads
 from tests.kit.tiny_flux import (
     STEPS,
     counted,
@@ -616,11 +617,7 @@ def test_two_threads_with_a_pipeline_each_and_one_transformer_give_what_each_giv
         for _ in range(3):
             results[index].append(generate(pipes[index], seed=2 + index, **true_cfg()))
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 2)
     for index in range(2):
         assert len(results[index]) == 3
         assert all(same(result, expected[index]) for result in results[index])

@@ -27,6 +27,7 @@ from cache_dit.caching import CachedContextManager
 from tests.engine.plans.test_plan_runtime import DAMPED, plan_of
 from tests.interplay.test_copies import is_plain
 from tests.kit.equality import same
+from tests.kit.threads import in_threads
 from tests.kit.tiny_flux import (
     STEPS,
     counted,
@@ -356,11 +357,7 @@ def test_two_threads_with_a_pipeline_each_give_what_each_gives_alone() -> None:
         for _ in range(3):
             results[index].append(generate((p, q)[index]))
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 2)
     for index in range(2):
         assert len(results[index]) == 3
         assert all(same(result, expected[index]) for result in results[index])

@@ -226,19 +226,23 @@ def test_pruning_goes_by_the_steps_of_the_run(caplog: Logged) -> None:
     assert line(pipe) == "FPPF" and len(unfit(caplog)) == 1
 
 
-def test_a_calibration_is_for_the_steps_that_the_run_makes() -> None:
-    pipe = heun()
-    cache_dit.enable_cache(pipe, cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
-    known = cache_dit.calibrate(pipe, lambda: sd3(pipe, 4), policy="magcache")
-    assert (known.num_inference_steps, len(known.values())) == (4, 7)
-    config = cache_dit.DBCacheConfig(
+def by_shares(known: cache_dit.PolicyCalibration) -> cache_dit.DBCacheConfig:
+    """MagCache that caches whatever it may."""
+    return cache_dit.DBCacheConfig(
         Fn_compute_blocks=0,
         max_warmup_steps=1,
         policy="magcache",
         policy_calibration=known,
         residual_diff_threshold=9.0,
     )
-    cache_dit.enable_cache(pipe, config)
+
+
+def test_a_calibration_is_for_the_steps_that_the_run_makes() -> None:
+    pipe = heun()
+    cache_dit.enable_cache(pipe, cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
+    known = cache_dit.calibrate(pipe, lambda: sd3(pipe, 4), policy="magcache")
+    assert (known.num_inference_steps, len(known.values())) == (4, 7)
+    cache_dit.enable_cache(pipe, by_shares(known))
     sd3(pipe, 4)
     assert line(pipe) == "FCCCCCC"
     with pytest.raises(cache_dit.ConfigError, match="num_inference_steps"):
@@ -251,14 +255,7 @@ def test_a_calibration_of_image_to_image_is_for_the_steps_that_are_left() -> Non
     cache_dit.enable_cache(pipe, cache_dit.DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.0))
     known = cache_dit.calibrate(pipe, lambda: image_to_image(pipe, 0.5, 10), policy="magcache")
     assert (known.num_inference_steps, len(known.values())) == (5, 5)
-    config = cache_dit.DBCacheConfig(
-        Fn_compute_blocks=0,
-        max_warmup_steps=1,
-        policy="magcache",
-        policy_calibration=known,
-        residual_diff_threshold=9.0,
-    )
-    cache_dit.enable_cache(pipe, config)
+    cache_dit.enable_cache(pipe, by_shares(known))
     image_to_image(pipe, 0.5, 10)
     assert line(pipe) == "FCCCC"
     with pytest.raises(cache_dit.ConfigError, match="num_inference_steps=5, not 10"):

@@ -34,6 +34,7 @@ from cache_dit.engine.state.snapshots import Snapshots
 from cache_dit.engine.subclass import state_of
 from tests.kit import tiny_flux
 from tests.kit.equality import close, same
+from tests.kit.threads import in_threads
 from tests.kit.tiny_models import inputs, tiny
 from tests.kit.toys import (
     FORMS,
@@ -693,11 +694,7 @@ def test_threads_give_what_each_gives_alone() -> None:
             barrier.wait()
             together[number].append(model(*one))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 3)
     assert all(same(together[number], alone[number]) for number in range(3))
 
 

@@ -130,7 +130,16 @@ def test_the_first_argument_is_the_latent_whatever_its_name() -> None:
             """Nothing."""
 
     given = {"image": torch.ones(1), "hint": torch.ones(2)}
-    assert list(CallReader(Model, CallRules()).conditions(given)) == ["hint"]
+    conditions, _ = CallReader(Model, CallRules()).conditions(given)
+    assert list(conditions) == ["hint"]
+
+
+def test_the_texts_of_a_call_stay_its_own_when_another_thread_calls_with_other_arguments() -> None:
+    reader = CallReader(nn.Identity, CallRules())
+    _, texts = reader.conditions({"encoder_hidden_states": torch.ones(1)})
+    _, others = reader.conditions({"pooled_projections": torch.ones(1)})
+    assert (texts, others) == (["encoder_hidden_states"], ["pooled_projections"])
+    assert reader.conditions({"encoder_hidden_states": torch.ones(1)})[1] is texts
 
 
 # The tensors of one branch, call by call

@@ -37,6 +37,7 @@ from cache_dit.engine.sessions.session import Session
 from cache_dit.engine.state.history import History
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import same
+from tests.kit.threads import in_threads
 from tests.kit.toys import Toy, denoise, dynamic, line, lines, loop, static, stream_inputs
 from tests.kit.walks import Walk, Walked, nbytes, walked
 
@@ -913,11 +914,7 @@ def test_threads_that_open_walk_update_and_close_at_random_give_what_each_gives_
         except Exception as error:  # noqa: BLE001 -- told by the main thread
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 4)
     assert not failures
     assert not state_of(model).sessions
     assert nbytes(model) == 0

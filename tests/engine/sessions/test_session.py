@@ -26,6 +26,7 @@ from cache_dit.engine.sessions.request import Request
 from cache_dit.engine.state import measure
 from cache_dit.engine.subclass import state_of
 from tests.kit.equality import close, same
+from tests.kit.threads import in_threads
 from tests.kit.toys import OptionalToy, Toy, counted, denoise, dynamic, line, lines, loop, static, stream_inputs
 
 STEPS = 8
@@ -313,11 +314,7 @@ def test_threads_give_what_each_gives_alone(ended: DBCacheConfig, named: bool) -
             barrier.wait()  # all threads are in mid-run at the same time
         outputs[seed] = results
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, count)
     for seed in range(count):
         assert same(outputs[seed], by_itself(ended, seed=seed))
 

@@ -397,7 +397,8 @@ class TransformerState:
             forward.group, forward.key_of_ranks = session.group, call_key(given)
         if self.manager is not None or manager.eager:
             forward.similarity = self.similarity
-        forward.conditions = conditions = self.reader.conditions(given)
+        conditions, texts = self.reader.conditions(given)
+        forward.conditions = conditions
         monitor = session.monitors.get(branch)
         if monitor is None:
             monitor = session.monitors[branch] = ConditioningMonitor()
@@ -406,8 +407,8 @@ class TransformerState:
             _look_back(session, branch, *monitor.pending)
             monitor.pending = None
         since: int | None = None
-        if monitor.reads or monitor.seen is None or self.reader.texts is not monitor.names:
-            since = monitor.text_changed(given, self.reader.texts, step)
+        if monitor.reads or monitor.seen is None or texts is not monitor.names:
+            since = monitor.text_changed(given, texts, step)
         if (conditions or monitor.seen or monitor.seen is None) and monitor.changed(conditions):
             since = step
         adapters = session.adapters

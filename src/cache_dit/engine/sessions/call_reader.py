@@ -34,8 +34,6 @@ class CallReader:
         self._timestep = next((name for name in _TIMESTEP_NAMES if name in self._names), "")
         self._own_timestep = rules.timestep
         self._kinds: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}  # by the names of a call's arguments
-        #: The arguments of the latest call that hold text states.
-        self.texts: list[str] = []
         #: The arguments that may make another branch, each with its default, as it would be said.
         self.branching = {
             name: repr(parameters[name].default) if name in parameters else None for name in rules.branch_arguments
@@ -55,18 +53,21 @@ class CallReader:
             return (torch.stack(tuple(value)) if alike else None), len(value)
         return None, 1
 
-    def conditions(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The tensors that condition the run, by their place."""
+    def conditions(self, given: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """The tensors that condition the run, by their place, and the arguments that hold text states.
+
+        The latter are the same list for all calls with the same arguments.
+        """
         names = tuple(given)
         if names not in self._kinds:
             others = [name for name in names if name != self._latent]
             self._kinds[names] = list(filter(is_condition, others)), list(filter(is_text, others))
-        conditioning, self.texts = self._kinds[names]
+        conditioning, texts = self._kinds[names]
         for name in conditioning:
             value = given[name]
             if isinstance(value, torch.Tensor) or (isinstance(value, (list, tuple, dict)) and value):
-                return conditions_of(given, conditioning)
-        return {}
+                return conditions_of(given, conditioning), texts
+        return {}, texts
 
     def variant(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """What makes a call one of another branch than calls without it."""
