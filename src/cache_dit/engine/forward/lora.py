@@ -32,9 +32,10 @@ class AdapterReader:
     def _find(self) -> None:
         self._known = list(self.home.get("peft_config") or ())
         tuners = sys.modules.get("peft.tuners.tuners_utils")
-        layer_class = () if tuners is None else tuners.BaseTunerLayer
-        #: The attributes of each of its layers that hold adapters.
-        self.layers = [one.__dict__ for one in self._module.modules() if isinstance(one, layer_class)]
+        #: The attributes of each of its layers that hold adapters; without peft there are none to look for.
+        self.layers: list[dict[str, Any]] = []
+        if tuners is not None:
+            self.layers = [one.__dict__ for one in self._module.modules() if isinstance(one, tuners.BaseTunerLayer)]
 
     def read(self, given: Mapping[str, Any]) -> list[Any]:
         """What acts in a call with these arguments, to compare with what acted before."""
