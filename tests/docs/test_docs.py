@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,17 @@ def test_commands_shown_are_targets_of_the_makefile_or_known() -> None:
         for block in blocks(page):
             for line in block.code.splitlines() if block.language == "bash" else []:
                 assert known_command(line.split("#")[0].strip()), f"{block.place}: {line}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if ":::" in text(page)])
+def test_what_the_reference_takes_from_the_code_is_where_it_says(page: str) -> None:
+    wrong = []
+    for path in re.findall(r"^::: ([\w.]+)$", text(page), re.M):
+        try:
+            pkgutil.resolve_name(path)
+        except (ImportError, AttributeError):
+            wrong.append(path)
+    assert not wrong, f"docs/{page}: nothing is at {', '.join(wrong)}"
 
 
 def test_the_reference_names_everything_public_once() -> None:
